@@ -1,0 +1,1 @@
+"""Published Hugging Face folders in and out: layouts, streaming safetensors."""

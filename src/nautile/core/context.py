@@ -1,0 +1,70 @@
+"""What travels with a forward pass beside the hidden states.
+
+Layers receive everything that is not a weight or an activation through one `ForwardContext`: there are no globals and
+no module state that a forward changes.
+"""
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class CacheSpec:
+    """What one attention layer stores for every past token.
+
+    The engine allocates from specs and never assumes keys and values.
+    """
+
+    paged: dict[str, tuple[int, ...]]
+    """Entry name → trailing shape of one token's entry, e.g. ``{"c_kv": (512,), "k_rope": (64,)}``."""
+    state: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """Entry name → shape of a fixed-size state per sequence (none in MLA)."""
+
+
+class CacheView(Protocol):
+    """The rows of a cache that the current batch may read and write. Row index = absolute position."""
+
+    def update(self, layer: int, positions_BS: Tensor, **entries: Tensor) -> dict[str, Tensor]:
+        """Write each entry [B, S, ...] at its positions; return all rows so far, name → [B, T, ...].
+
+        T covers every position written in any row of the batch; the caller masks rows past a query's own position.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class ForwardContext:
+    """Token ids, positions, document boundaries and cache of one forward pass.
+
+    B sequences, S new tokens each, T cached tokens.
+    """
+
+    tokens_BS: Tensor
+    """int64 [B, S]: ids of the new tokens."""
+    positions_BS: Tensor
+    """int64 [B, S]: absolute position of each new token in its sequence, from 0."""
+    cu_seqlens: Tensor | None = None
+    """int64 [documents + 1]: starts of the packed documents in the flattened [B·S] batch, then B·S.
+
+    When given, attention never crosses a document start. None: rows are plain causal sequences, as V3 trains
+    (V3 paper §4.1 packs documents without cross-sample masking).
+    """
+    cache: CacheView | None = None
+    """Past tokens; None in training."""
+
+    @classmethod
+    def for_tokens(cls, tokens_BS: Tensor, cu_seqlens: Tensor | None = None) -> "ForwardContext":
+        """Context of whole sequences that start at position 0, without a cache."""
+        B, S = tokens_BS.shape
+        positions_BS = torch.arange(S, device=tokens_BS.device).expand(B, S)
+        return cls(tokens_BS, positions_BS, cu_seqlens)
+
+    def document_ids_BS(self) -> Tensor | None:
+        """int64 [B, S], equal for tokens of one document; None when attention may cross documents."""
+        if self.cu_seqlens is None:
+            return None
+        flat = torch.arange(self.tokens_BS.numel(), device=self.tokens_BS.device)
+        return torch.bucketize(flat, self.cu_seqlens, right=True).view_as(self.tokens_BS)

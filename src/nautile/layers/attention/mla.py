@@ -1,0 +1,124 @@
+"""Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434 §2.1; V3 eq. 1-11).
+
+Keys and values of all heads come from one latent per token, which is all the cache needs:
+
+    c_q = RMSNorm(W_a x),  q = W_b c_q                    per head [q_nope | q_rope]
+    [c | k_rope] = W_kv x,  c ← RMSNorm(c)                one rotated key for all heads
+    [k_nope | v] = W_kv_b c                               per head
+    o = softmax(scale · (q_nope·k_nope + q_rope·k_rope)) v
+
+*Expanded* form: compute k and v of every token (training). *Absorbed* form: fold W_UK into the query and W_UV into
+the output and attend over the latents themselves (decoding), since q·(W_UK c) = (W_UKᵀ q)·c.
+
+B sequences, S queries, T keys, D model, H heads, N nope, R rope, V value, C latent.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from nautile import ops
+from nautile.core.context import CacheSpec, ForwardContext
+from nautile.layers.norm import RMSNorm
+from nautile.layers.rope import Rope
+
+LATENT_EPS = 1e-6
+"""Epsilon of the two latent norms, whatever `rms_norm_eps` says: released models were trained so."""
+
+
+class MLA(nn.Module):
+    """One attention layer. Attribute names are those of the published tensors.
+
+    Args:
+        layer: Index of this layer in the cache.
+        dim: Width D of the hidden state.
+        n_heads: Query heads H.
+        q_lora_rank: Width of the query latent, or None for one full projection.
+        kv_lora_rank: Width C of the key-value latent.
+        nope_dim, rope_dim, v_dim: N, R and V of a head.
+        rope: Rotation of the R dimensions.
+    """
+
+    def __init__(
+        self,
+        layer: int,
+        dim: int,
+        n_heads: int,
+        *,
+        q_lora_rank: int | None,
+        kv_lora_rank: int,
+        nope_dim: int,
+        rope_dim: int,
+        v_dim: int,
+        rope: Rope,
+    ) -> None:
+        super().__init__()
+        self.layer, self.n_heads, self.rope = layer, n_heads, rope
+        self.kv_lora_rank, self.nope_dim, self.rope_dim, self.v_dim = kv_lora_rank, nope_dim, rope_dim, v_dim
+        self.scale = (nope_dim + rope_dim) ** -0.5 * rope.softmax_factor
+        q_width = n_heads * (nope_dim + rope_dim)
+        if q_lora_rank is None:
+            self.q_proj = nn.Linear(dim, q_width, bias=False)
+        else:
+            self.q_a_proj = nn.Linear(dim, q_lora_rank, bias=False)
+            self.q_a_layernorm = RMSNorm(q_lora_rank, LATENT_EPS)
+            self.q_b_proj = nn.Linear(q_lora_rank, q_width, bias=False)
+        self.has_q_latent = q_lora_rank is not None
+        self.kv_a_proj_with_mqa = nn.Linear(dim, kv_lora_rank + rope_dim, bias=False)
+        self.kv_a_layernorm = RMSNorm(kv_lora_rank, LATENT_EPS)
+        self.kv_b_proj = nn.Linear(kv_lora_rank, n_heads * (nope_dim + v_dim), bias=False)
+        self.o_proj = nn.Linear(n_heads * v_dim, dim, bias=False)
+
+    def forward(self, x_BSD: Tensor, ctx: ForwardContext) -> Tensor:
+        """[B, S, D] → [B, S, D]; absorbed over the cache when there is one, else expanded."""
+        q_nope_BSHN, q_rope_BSHR, c_BSC, k_rope_BSR = self.project(x_BSD, ctx)
+        if ctx.cache is None:
+            o_BSHV = self.attend_expanded(q_nope_BSHN, q_rope_BSHR, c_BSC, k_rope_BSR, ctx.document_ids_BS())
+        else:
+            rows = ctx.cache.update(self.layer, ctx.positions_BS, c_kv=c_BSC, k_rope=k_rope_BSR)
+            c_BTC, k_rope_BTR = rows["c_kv"], rows["k_rope"]
+            seen_BST = torch.arange(c_BTC.shape[1], device=x_BSD.device) <= ctx.positions_BS[..., None]
+            o_BSHV = self.attend_absorbed(q_nope_BSHN, q_rope_BSHR, c_BTC, k_rope_BTR, seen_BST)
+        return self.o_proj(o_BSHV.flatten(2))
+
+    def project(self, x_BSD: Tensor, ctx: ForwardContext) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Queries [B,S,H,N] and [B,S,H,R], latent [B,S,C] and shared key [B,S,R]; rotated and normalised."""
+        q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x_BSD))) if self.has_q_latent else self.q_proj(x_BSD)
+        q_nope_BSHN, q_rope_BSHR = q.unflatten(-1, (self.n_heads, -1)).split([self.nope_dim, self.rope_dim], dim=-1)
+        c_BSC, k_rope_BSR = self.kv_a_proj_with_mqa(x_BSD).split([self.kv_lora_rank, self.rope_dim], dim=-1)
+        cos, sin = self.rope.cos_sin(ctx.positions_BS)
+        q_rope_BSHR = ops.rotate_interleaved(q_rope_BSHR, cos, sin)
+        k_rope_BSR = ops.rotate_interleaved(k_rope_BSR[:, :, None], cos, sin)[:, :, 0]
+        return q_nope_BSHN, q_rope_BSHR, self.kv_a_layernorm(c_BSC), k_rope_BSR
+
+    def attend_expanded(
+        self,
+        q_nope_BSHN: Tensor,
+        q_rope_BSHR: Tensor,
+        c_BSC: Tensor,
+        k_rope_BSR: Tensor,
+        document_ids_BS: Tensor | None = None,
+    ) -> Tensor:
+        """Causal attention of whole sequences, [B, S, H, V]; never across documents if ids are given."""
+        kv_BSHX = self.kv_b_proj(c_BSC).unflatten(-1, (self.n_heads, -1))
+        k_nope_BSHN, v_BSHV = kv_BSHX.split([self.nope_dim, self.v_dim], dim=-1)
+        k_rope_BSHR = k_rope_BSR[:, :, None].expand(-1, -1, self.n_heads, -1)
+        q_BSHQ = torch.cat([q_nope_BSHN, q_rope_BSHR], dim=-1)
+        k_BSHQ = torch.cat([k_nope_BSHN, k_rope_BSHR.to(k_nope_BSHN.dtype)], dim=-1)
+        return ops.causal_attention(q_BSHQ, k_BSHQ, v_BSHV, self.scale, document_ids_BS)
+
+    def attend_absorbed(
+        self, q_nope_BSHN: Tensor, q_rope_BSHR: Tensor, c_BTC: Tensor, k_rope_BTR: Tensor, seen_BST: Tensor
+    ) -> Tensor:
+        """Attention over latents, [B, S, H, V]; `seen_BST` is True where a query may look."""
+        W_HXC = self.kv_b_proj.weight.unflatten(0, (self.n_heads, -1))
+        W_uk_HNC, W_uv_HVC = W_HXC.split([self.nope_dim, self.v_dim], dim=1)
+        q_BSHC = torch.einsum("bshn,hnc->bshc", q_nope_BSHN, W_uk_HNC)
+        scores_BSHT = torch.einsum("bshc,btc->bsht", q_BSHC, c_BTC)
+        scores_BSHT = (scores_BSHT + torch.einsum("bshr,btr->bsht", q_rope_BSHR, k_rope_BTR)).float() * self.scale
+        p_BSHT = scores_BSHT.masked_fill(~seen_BST[:, :, None], float("-inf")).softmax(dim=-1)
+        o_BSHC = torch.einsum("bsht,btc->bshc", p_BSHT.to(c_BTC.dtype), c_BTC)
+        return torch.einsum("bshc,hvc->bshv", o_BSHC, W_uv_HVC)
+
+    def cache_spec(self) -> CacheSpec:
+        """C + R numbers per token, for all heads together (V2 §2.1.4)."""
+        return CacheSpec(paged={"c_kv": (self.kv_lora_rank,), "k_rope": (self.rope_dim,)})

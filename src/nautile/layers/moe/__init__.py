@@ -1,0 +1,1 @@
+"""DeepSeekMoE: router, load balance, experts and the dispatch seam."""

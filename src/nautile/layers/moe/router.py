@@ -1,0 +1,115 @@
+"""Which experts a token visits, and with what weight.
+
+Affinities s = sigmoid(W x) (V3 eq. 15) or softmax(W x) (DeepSeekMoE eq. 9), always in float32. Three selections:
+
+- ``greedy``: the K best of s (DeepSeekMoE).
+- ``group_limited_greedy``: a group scores the best s in it; the K best within the `topk_group` best groups (V2 §2.2.2).
+- ``noaux_tc``: as before on s + b, with a group scored by its two best; b balances the load and has no gradient. The
+  weights are the plain s of the chosen experts (V3 eq. 16).
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nautile.layers.moe.balance import sequence_balance_loss
+
+ScoringFunc = Literal["sigmoid", "softmax"]
+TopkMethod = Literal["noaux_tc", "group_limited_greedy", "greedy"]
+
+
+@dataclass(frozen=True)
+class Routing:
+    """The router's decision for T tokens."""
+
+    experts_TK: Tensor
+    """int64 [T, K]: chosen experts, in no particular order."""
+    weights_TK: Tensor
+    """float32 [T, K]: weight of each chosen expert's output."""
+    counts_E: Tensor
+    """int64 [E]: tokens that chose each expert in this forward."""
+    balance_loss: Tensor | None
+    """float32 scalar: sequence-wise balance loss without its factor; None outside training."""
+
+
+def affinities(logits_TE: Tensor, scoring_func: ScoringFunc) -> Tensor:
+    """float32 [T, E] in (0, 1)."""
+    return logits_TE.sigmoid() if scoring_func == "sigmoid" else logits_TE.softmax(dim=-1)
+
+
+def keep_best_groups(choice_TE: Tensor, group_scores_TG: Tensor, topk_group: int) -> Tensor:
+    """Set the experts outside each token's `topk_group` best groups to −inf."""
+    T, G = group_scores_TG.shape
+    best_TG = group_scores_TG.topk(topk_group, dim=-1, sorted=False).indices
+    dropped_TG = torch.ones_like(group_scores_TG, dtype=torch.bool).scatter_(1, best_TG, False)
+    return choice_TE.view(T, G, -1).masked_fill(dropped_TG[..., None], float("-inf")).view(T, -1)
+
+
+@torch.no_grad()
+def select(
+    scores_TE: Tensor, bias_E: Tensor | None, method: TopkMethod, k: int, n_group: int, topk_group: int
+) -> Tensor:
+    """int64 [T, K]: chosen experts. `bias_E` is used by noaux_tc only."""
+    choice_TE = scores_TE if bias_E is None else scores_TE + bias_E
+    if method != "greedy" and topk_group < n_group:
+        grouped_TGM = choice_TE.view(choice_TE.shape[0], n_group, -1)
+        two_best = method == "noaux_tc"
+        group_scores_TG = grouped_TGM.topk(2, dim=-1).values.sum(-1) if two_best else grouped_TGM.amax(-1)
+        choice_TE = keep_best_groups(choice_TE, group_scores_TG, topk_group)
+    return choice_TE.topk(k, dim=-1, sorted=False).indices
+
+
+class Router(nn.Module):
+    """Gate of one MoE layer: hidden states in, `Routing` out.
+
+    `e_score_correction_bias` is a float32 buffer [E], present with noaux_tc: not trained by gradient, moved by
+    `nautile.layers.moe.balance.update_bias_` after each step. Keep it float32: near the published values of 5, bfloat16
+    steps by 0.03, thirty times the update speed.
+    """
+
+    e_score_correction_bias: Tensor | None
+
+    def __init__(
+        self,
+        dim: int,
+        n_experts: int,
+        k: int,
+        *,
+        scoring_func: ScoringFunc,
+        method: TopkMethod,
+        n_group: int = 1,
+        topk_group: int = 1,
+        normalise: bool,
+        scaling_factor: float,
+    ) -> None:
+        super().__init__()
+        self.k, self.n_group, self.topk_group = k, n_group, topk_group
+        self.scoring_func, self.method = scoring_func, method
+        self.normalise, self.scaling_factor = normalise, scaling_factor
+        self.weight = nn.Parameter(torch.empty(n_experts, dim))
+        bias_E = torch.zeros(n_experts, dtype=torch.float32) if method == "noaux_tc" else None
+        self.register_buffer("e_score_correction_bias", bias_E)
+
+    def forward(self, x_BSD: Tensor) -> Routing:
+        B, S, D = x_BSD.shape
+        with torch.autocast(x_BSD.device.type, enabled=False):
+            scores_TE = affinities(F.linear(x_BSD.reshape(-1, D).float(), self.weight.float()), self.scoring_func)
+        experts_TK = select(
+            scores_TE, self.e_score_correction_bias, self.method, self.k, self.n_group, self.topk_group
+        )
+        weights_TK = scores_TE.gather(1, experts_TK)
+        if self.normalise and self.k > 1:
+            weights_TK = weights_TK / (weights_TK.sum(-1, keepdim=True) + 1e-20)
+        E = scores_TE.shape[1]
+        balance_loss = None
+        if self.training:
+            balance_loss = sequence_balance_loss(scores_TE.view(B, S, E), experts_TK.view(B, S, self.k))
+        return Routing(
+            experts_TK=experts_TK,
+            weights_TK=weights_TK * self.scaling_factor,
+            counts_E=torch.bincount(experts_TK.flatten(), minlength=E),
+            balance_loss=balance_loss,
+        )

@@ -1,0 +1,6 @@
+"""Model families: one folder each, wired from `nautile.layers`. This table is the only place that lists them."""
+
+FAMILIES: dict[str, str] = {
+    "deepseek_v3": "nautile.models.deepseek_v3",
+}
+"""`model_type` of a config.json → package with `config`, `model` and `checkpoint`."""

@@ -1,0 +1,100 @@
+"""Models in and out of Hugging Face folders: the public `nautile.load` and `nautile.save`."""
+
+import difflib
+import json
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from nautile.checkpoint.folder import load_into, save_from
+from nautile.core.errors import UserError
+from nautile.models import FAMILIES
+from nautile.models.deepseek_v3 import checkpoint as deepseek_v3
+from nautile.models.deepseek_v3.config import DeepseekV3Config
+from nautile.models.deepseek_v3.model import DeepseekV3ForCausalLM
+
+
+def load_model(
+    path: str | Path, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
+) -> DeepseekV3ForCausalLM:
+    """Model of a folder with config.json and safetensors, or of a run folder (its `model/`). In eval mode.
+
+    Args:
+        path: The folder.
+        dtype: Weights are converted to it; None keeps float32. Correction biases stay float32 always.
+        device: Where the weights go.
+
+    Raises:
+        UserError: No such folder, an unknown family, or weights that do not fit config.json.
+    """
+    folder = model_folder(path)
+    config = read_config(folder)
+    with torch.device("meta"):
+        model = DeepseekV3ForCausalLM(config)
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            empty = torch.empty_like(parameter, dtype=dtype or torch.float32, device=device)
+            setattr(module, name, nn.Parameter(empty))
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, torch.empty_like(buffer, device=device))
+    if config.tie_word_embeddings:
+        model.lm_head.weight = model.model.embed_tokens.weight
+    load_into(model, folder, deepseek_v3.layout(config))
+    return model.eval()
+
+
+def save_model(model: DeepseekV3ForCausalLM, folder: str | Path) -> None:
+    """Write config.json and safetensors in the published layout, which transformers and vLLM read.
+
+    Raises:
+        NautileError: The disk is full or not writable.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    dtype = str(model.lm_head.weight.dtype).removeprefix("torch.")
+    save_from(model, folder, deepseek_v3.layout(model.config))
+    config = {**model.config.to_hf(), "torch_dtype": dtype}
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def model_folder(path: str | Path) -> Path:
+    """The folder that holds config.json: `path` itself, or `model/` in it.
+
+    Raises:
+        UserError: There is none.
+    """
+    path = Path(path)
+    for folder in (path, path / "model"):
+        if (folder / "config.json").is_file():
+            return folder
+    raise UserError(
+        f"{path}: no config.json there" if path.exists() else f"{path}: no such folder",
+        "a model is a folder with config.json and safetensors, or a finished run",
+        "name one, such as runs/demo, or make one: nautile demo",
+    )
+
+
+def read_config(folder: Path) -> DeepseekV3Config:
+    """Configuration of a model folder.
+
+    Raises:
+        UserError: The file is not JSON or names an unknown family.
+    """
+    try:
+        published = json.loads((folder / "config.json").read_text())
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{folder / 'config.json'}:{error.lineno}: not JSON ({error.msg})",
+            "the model's shape is read from it",
+            "copy the file again",
+        ) from error
+    family = published.get("model_type")
+    if family not in FAMILIES:
+        near = difflib.get_close_matches(str(family), FAMILIES, n=1, cutoff=0)
+        raise UserError(
+            f"{folder / 'config.json'}: model_type {family!r} is not supported",
+            f"nautile knows {', '.join(FAMILIES)}; the nearest is {near[0]}",
+            "use a model of a supported family",
+        )
+    return DeepseekV3Config.from_hf(published)
