@@ -1,0 +1,46 @@
+"""Kernels: one public function per op here, its plain specification in `reference/`, faster twins beside it.
+
+``from nautile import ops`` is free of torch; the first use of a name imports its topic.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nautile.ops.activation import swiglu
+    from nautile.ops.attention import causal_attention
+    from nautile.ops.cross_entropy import linear_cross_entropy
+    from nautile.ops.dispatch import choices, use
+    from nautile.ops.experts import grouped_swiglu
+    from nautile.ops.norm import rms_norm
+    from nautile.ops.rotary import rotate_interleaved
+
+_HOME = {
+    "causal_attention": "attention",
+    "choices": "dispatch",
+    "grouped_swiglu": "experts",
+    "linear_cross_entropy": "cross_entropy",
+    "rms_norm": "norm",
+    "rotate_interleaved": "rotary",
+    "swiglu": "activation",
+    "use": "dispatch",
+}
+
+__all__ = [
+    "causal_attention",
+    "choices",
+    "grouped_swiglu",
+    "linear_cross_entropy",
+    "rms_norm",
+    "rotate_interleaved",
+    "swiglu",
+    "use",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,1 @@
+"""Twins of the reference for training on CPUs: explicit backward passes that save little and copy less."""

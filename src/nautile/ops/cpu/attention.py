@@ -1,0 +1,91 @@
+"""Causal attention over blocks of queries: keys after a block are never multiplied."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from nautile.ops.cpu.support import floats_on_cpu as why_not
+from nautile.ops.precision import compute_dtype, no_autocast
+
+__all__ = ["causal_attention", "why_not"]
+
+
+def causal_attention(
+    q_BSHQ: Tensor, k_BSHQ: Tensor, v_BSHV: Tensor, scale: float, document_ids_BS: Tensor | None = None
+) -> Tensor:
+    """See `nautile.ops.causal_attention`."""
+    return _CausalAttention.apply(q_BSHQ, k_BSHQ, v_BSHV, scale, document_ids_BS, compute_dtype(q_BSHQ))
+
+
+def _blocks(S: int) -> list[tuple[int, int]]:
+    # A handful of blocks whatever the length: half of the full product is saved in the limit, 8 blocks save 44 %.
+    size = max(64, -(-S // 8))
+    return [(start, min(start + size, S)) for start in range(0, S, size)]
+
+
+def _heads_first(x_BSHQ: Tensor, dtype: torch.dtype) -> Tensor:
+    """[B·H, S, Q], contiguous."""
+    B, S, H, Q = x_BSHQ.shape
+    return x_BSHQ.to(dtype).transpose(1, 2).reshape(B * H, S, Q)
+
+
+def _heads_last(x_NSQ: Tensor, B: int) -> Tensor:
+    """[B, S, H, Q] as a view of [B·H, S, Q]."""
+    return x_NSQ.unflatten(0, (B, -1)).transpose(1, 2)
+
+
+class _CausalAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q_BSHQ: Tensor,
+        k_BSHQ: Tensor,
+        v_BSHV: Tensor,
+        scale: float,
+        document_ids_BS: Tensor | None,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        B, S, H, _ = q_BSHQ.shape
+        with no_autocast(q_BSHQ):
+            q, k, v = (_heads_first(x, dtype) for x in (q_BSHQ, k_BSHQ, v_BSHV))
+            out = torch.empty_like(v)
+            probabilities = []
+            for start, end in _blocks(S):
+                scores = torch.bmm(q[:, start:end], k[:, :end].transpose(1, 2)).mul_(scale)
+                _hide(scores, start, end, document_ids_BS, H)
+                p = torch.softmax(scores, -1)
+                probabilities.append(p)
+                out[:, start:end] = torch.bmm(p, v[:, :end])
+        ctx.save_for_backward(q, k, v, *probabilities)
+        ctx.scale, ctx.B = scale, B
+        ctx.dtypes = q_BSHQ.dtype, k_BSHQ.dtype, v_BSHV.dtype
+        return _heads_last(out, B)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_BSHV: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, *probabilities = ctx.saved_tensors
+        with no_autocast(q):
+            grad = _heads_first(grad_BSHV, q.dtype)
+            grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+            for (start, end), p in zip(_blocks(q.shape[1]), probabilities, strict=True):
+                grad_out = grad[:, start:end]
+                grad_p = torch.bmm(grad_out, v[:, :end].transpose(1, 2))
+                grad_scores = torch.ops.aten._softmax_backward_data(grad_p, p, -1, p.dtype).mul_(ctx.scale)
+                grad_q[:, start:end] = torch.bmm(grad_scores, k[:, :end])
+                grad_k[:, :end] += torch.bmm(grad_scores.transpose(1, 2), q[:, start:end])
+                grad_v[:, :end] += torch.bmm(p.transpose(1, 2), grad_out)
+        grads = (_heads_last(g, ctx.B).to(dtype) for g, dtype in zip((grad_q, grad_k, grad_v), ctx.dtypes, strict=True))
+        return (*grads, None, None, None)
+
+
+def _hide(scores_NST: Tensor, start: int, end: int, document_ids_BS: Tensor | None, H: int) -> None:
+    """Set scores of later positions and of other documents to −inf, in place."""
+    size = end - start
+    above = torch.ones(size, size, dtype=torch.bool).triu_(1)
+    scores_NST[:, :, start:].masked_fill_(above, float("-inf"))
+    if document_ids_BS is not None:
+        other = document_ids_BS[:, start:end, None] != document_ids_BS[:, None, :end]
+        scores_NST.unflatten(0, (-1, H)).masked_fill_(other.unsqueeze(1), float("-inf"))

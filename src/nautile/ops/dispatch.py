@@ -1,0 +1,115 @@
+"""Which implementation of an op runs, and why: a table to read, not a registry to search.
+
+An implementation is a module ``ops/<backend>/<topic>.py`` with a function of the op's name and
+``why_not(device, dtype) -> str | None``. The first backend of the op's row without a reason wins. ``NAUTILE_OPS=reference``
+or ``with ops.use("reference")`` forces one.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from nautile.core.errors import UserError
+
+TABLE: dict[str, tuple[str, tuple[str, ...]]] = {
+    # op: (topic, backends, fastest first)
+    "causal_attention": ("attention", ("cpu", "reference")),
+    "grouped_swiglu": ("experts", ("cpu", "reference")),
+    "swiglu": ("activation", ("cpu", "reference")),
+    "rms_norm": ("norm", ("cpu", "reference")),
+    "rotate_interleaved": ("rotary", ("cpu", "reference")),
+    "linear_cross_entropy": ("cross_entropy", ("cpu", "reference")),
+}
+BACKENDS = ("cpu", "reference")
+
+_forced: ContextVar[str | None] = ContextVar("nautile_ops_backend", default=None)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the table gives for one op on one device and dtype."""
+
+    op: str
+    backend: str
+    """The backend that runs."""
+    passed_over: dict[str, str]
+    """Faster backend → why it does not run."""
+
+
+@contextmanager
+def use(backend: str) -> Iterator[None]:
+    """Run every op inside the block on `backend`.
+
+    Raises:
+        UserError: No backend of that name, or (when an op is called) it cannot run here.
+    """
+    token = _forced.set(_known(backend))
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def implementation(op: str, example: torch.Tensor) -> Callable[..., Any]:
+    """The function that runs `op` for tensors like `example`."""
+    return _function(op, example.device, example.dtype, forced_backend())
+
+
+def choices(device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> list[Choice]:
+    """One row per op: the backend that would run on `device` for `dtype`, and why faster ones would not."""
+    return [_choose(op, torch.device(device), dtype, forced_backend()) for op in TABLE]
+
+
+def forced_backend() -> str | None:
+    """The backend that ``use`` or ``NAUTILE_OPS`` asks for; None when the table decides."""
+    forced = _forced.get() or os.environ.get("NAUTILE_OPS")
+    return _known(forced) if forced else None
+
+
+def _known(backend: str) -> str:
+    if backend not in BACKENDS:
+        raise UserError(
+            f"no ops backend is called {backend!r}",
+            "NAUTILE_OPS and ops.use() name a folder of nautile/ops",
+            f"choose one of: {', '.join(BACKENDS)}",
+        )
+    return backend
+
+
+@cache
+def _function(op: str, device: torch.device, dtype: torch.dtype, forced: str | None) -> Callable[..., Any]:
+    choice = _choose(op, device, dtype, forced)
+    return getattr(_module(op, choice.backend), op)
+
+
+@cache
+def _choose(op: str, device: torch.device, dtype: torch.dtype, forced: str | None) -> Choice:
+    _, backends = TABLE[op]
+    passed_over: dict[str, str] = {}
+    for backend in backends:
+        if forced and backend != forced:
+            passed_over[backend] = f"{forced} is forced"
+            continue
+        reason = _module(op, backend).why_not(device, dtype)
+        if reason is None:
+            return Choice(op, backend, passed_over)
+        passed_over[backend] = reason
+    reasons = "; ".join(f"{backend}: {reason}" for backend, reason in passed_over.items())
+    raise UserError(
+        f"{op} has no backend for {dtype} on {device}",
+        reasons,
+        "unset NAUTILE_OPS, or move the tensors to a device and dtype that a backend accepts",
+    )
+
+
+def _module(op: str, backend: str) -> ModuleType:
+    topic, _ = TABLE[op]
+    return import_module(f"nautile.ops.{backend}.{topic}")
