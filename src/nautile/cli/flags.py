@@ -1,0 +1,96 @@
+"""A verb's flags, read by tyro from its frozen dataclass of arguments, with mistakes told in our three lines."""
+
+import contextlib
+import io
+import re
+from collections.abc import Sequence
+from typing import TypeVar
+
+from nautile.core.errors import UserError
+from nautile.core.nearest import nearest
+
+T = TypeVar("T")
+
+
+def parse(
+    cls: type[T],
+    default: T | None,
+    argv: Sequence[str],
+    prog: str,
+    description: str,
+    examples: Sequence[str] = (),
+) -> T:
+    """Read `argv` into `cls`.
+
+    Nested dataclasses become dotted flags (``--train.steps 40``), with ``-`` and ``_`` meaning the same. A field
+    annotated ``tyro.conf.Positional[...]`` has no flag; ``Annotated[Recipe, tyro.conf.arg(name="")]`` drops the
+    field's own name from the flags below it. Field docstrings are the help.
+
+    Args:
+        cls: frozen dataclass of arguments.
+        default: instance whose values stand where `argv` is silent, e.g. one made from a recipe; None for the
+            class's own defaults.
+        argv: the words after the verb.
+        prog: the command up to here, e.g. ``"nautile pretrain"``.
+        description: what the verb does, shown by ``--help``.
+        examples: commands shown by ``--help``.
+
+    Raises:
+        UserError: an unknown flag, a missing or a wrong value.
+        SystemExit: with code 0, after ``--help``.
+    """
+    import tyro
+
+    shown = description + "".join(["\n\nexamples:", *(f"\n  {example}" for example in examples)] if examples else [])
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(told):
+            parsed, unknown = tyro.cli(
+                cls,
+                default=tyro.MISSING_NONPROP if default is None else default,
+                args=list(argv),
+                prog=prog,
+                description=shown,
+                return_unknown_args=True,
+                config=(tyro.conf.AvoidSubcommands,),
+            )
+    except SystemExit as ended:
+        if ended.code == 0:
+            raise
+        raise _wrong_value(told.getvalue(), prog) from None
+    if unknown:
+        raise _unknown(unknown[0], _known_flags(cls, default), prog)
+    return parsed
+
+
+def first_word(argv: Sequence[str]) -> str | None:
+    """The leading positional argument, if the first word is one: a recipe must be read before its flags are known."""
+    return argv[0] if argv and not argv[0].startswith("-") else None
+
+
+def _known_flags(cls: type, default: object) -> list[str]:
+    import tyro
+
+    start = tyro.MISSING_NONPROP if default is None else default
+    parser = tyro.extras.get_parser(cls, default=start, config=(tyro.conf.AvoidSubcommands,))
+    return sorted(set(re.findall(r"--[\w.-]+", parser.format_help())))
+
+
+def _unknown(word: str, flags: Sequence[str], prog: str) -> UserError:
+    if not word.startswith("-"):
+        return UserError(f"{word!r} is one argument too many", f"{prog} has no place for it", f"{prog} --help")
+    name = word.partition("=")[0]
+    leaf = name.strip("-").replace("_", "-")
+    near = next((flag for flag in flags if flag.rpartition(".")[2] == leaf), None) or nearest(name, flags)
+    cure = f"did you mean {near}?" if near else f"{prog} --help lists the flags"
+    return UserError(f"unknown flag {name}", f"{prog} has no such flag", cure)
+
+
+def _wrong_value(box: str, prog: str) -> UserError:
+    """What tyro says in the first paragraph of its box, on one line."""
+    lines = [line.strip("│ ") for line in box.splitlines() if line.startswith("│")]
+    paragraph = lines[: next((i for i, line in enumerate(lines) if set(line) <= {"─"}), len(lines))]
+    what = " ".join(paragraph).strip() or box.strip()
+    return UserError(
+        what.rstrip("."), "the command line could not be read", f"{prog} --help shows each flag and its type"
+    )

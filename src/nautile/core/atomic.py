@@ -1,0 +1,147 @@
+"""Files and folders that appear whole or not at all, whenever the process or the disk gives up.
+
+Everything is written under a temporary sibling name, flushed to the disk, then renamed: a reader, or a run that
+resumes after SIGKILL, sees the old state or the new one, never half of it.
+"""
+
+import errno
+import os
+import re
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from nautile.core.errors import NautileError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# safetensors and torch.save report a full disk as their own exception types, with only text to go by.
+_FULL_TEXT = re.compile(
+    "|".join([*(re.escape(os.strerror(code)) for code in _FULL), r"PytorchStreamWriter failed writing"])
+)
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn a failed write below this block into a `NautileError` that names `path`; let other errors through."""
+    try:
+        yield
+    except OSError as error:
+        raise _write_error(path, error.strerror or str(error), error.errno in _FULL) from error
+    except Exception as error:
+        if not _FULL_TEXT.search(str(error)):
+            raise
+        raise _write_error(path, str(error).splitlines()[0], full=True) from error
+
+
+def _write_error(path: Path, reason: str, full: bool) -> NautileError:
+    why = f"{reason}; nothing that was there before has changed"
+    cure = "free some space on that disk and run the same command again" if full else "check or change that path"
+    return NautileError(f"cannot write {path}", why, cure)
+
+
+def atomic_write_text(path: Path, text: str) -> None:
+    """Write `text` to `path` as UTF-8, or leave `path` as it was.
+
+    Raises:
+        NautileError: the disk is full or not writable.
+    """
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+        partial = Path(name)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.chmod(0o644)  # mkstemp makes files that only the owner reads
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder to fill; it becomes `path` when the block ends well and vanishes when it does not.
+
+    A folder that stands at `path` already is replaced. What earlier, killed processes of this machine left behind for
+    the same `path` is removed first.
+
+    Raises:
+        NautileError: the disk is full or not writable; `path` is as it was.
+    """
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path)
+        partial = _sibling(path, "partial")
+        partial.mkdir()
+        try:
+            yield partial
+            for file in partial.rglob("*"):
+                _sync(file)
+            _sync_folder(partial)
+            _put_in_place(partial, path)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        _sync_folder(path.parent)
+
+
+def _put_in_place(partial: Path, path: Path) -> None:
+    """Rename; a folder cannot be renamed over a filled one, so an older one steps aside first."""
+    if not path.exists():
+        partial.rename(path)
+        return
+    old = _sibling(path, "old")
+    path.rename(old)
+    try:
+        partial.rename(path)
+    except BaseException:
+        old.rename(path)
+        raise
+    shutil.rmtree(old)
+
+
+def _sibling(path: Path, kind: str) -> Path:
+    return path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.{kind}")
+
+
+def _remove_leftovers(path: Path) -> None:
+    ours = re.compile(rf"\.{re.escape(path.name)}\.{re.escape(socket.gethostname())}-(\d+)\.(partial|old)")
+    for sibling in path.parent.iterdir():
+        found = ours.fullmatch(sibling.name)
+        if found is None or (int(found[1]) != os.getpid() and _alive(int(found[1]))):
+            continue
+        if found[2] == "old" and not path.exists():  # killed between the two renames: the old one is still good
+            sibling.rename(path)
+        else:
+            shutil.rmtree(sibling)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the names in `folder` durable; Windows cannot open a folder and needs no such step."""
+    if os.name == "posix":
+        _sync(folder)
