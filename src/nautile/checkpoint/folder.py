@@ -42,7 +42,7 @@ def locate(folder: Path) -> dict[str, Path]:
         return dict.fromkeys(shard.keys(), folder / SINGLE)
 
 
-def open_shard(path: Path):  # noqa: ANN201 - safetensors gives its handle no public type
+def open_shard(path: Path):
     """A safetensors handle, or a `UserError` that says the file is damaged."""
     try:
         return safe_open(path, framework="pt")
@@ -78,7 +78,11 @@ def load_into(model: nn.Module, folder: Path, layout: Layout) -> None:
                 shape = shard.get_slice(name).get_shape()
                 if shape != list(targets[name].shape):
                     wrong.append(f"{name} is {shape}, not {list(targets[name].shape)}")
-    problems = [*_listed("missing", missing), *_listed("unexpected", unexpected), *_listed("wrong shape", sorted(wrong))]
+    problems = [
+        *_listed("missing", missing),
+        *_listed("unexpected", unexpected),
+        *_listed("wrong shape", sorted(wrong)),
+    ]
     if problems:
         raise UserError(
             f"{folder}: the weights do not fit config.json\n" + "\n".join(problems),

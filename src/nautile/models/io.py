@@ -2,15 +2,17 @@
 
 import difflib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from nautile.checkpoint.folder import load_into, save_from
+from nautile.checkpoint.folder import load_into, locate, save_from
 from nautile.core.errors import UserError
+from nautile.core.log import warn
 from nautile.models import FAMILIES
-from nautile.models.deepseek_v3 import checkpoint as deepseek_v3
+from nautile.models.deepseek_v3.checkpoint import layout
 from nautile.models.deepseek_v3.config import DeepseekV3Config
 from nautile.models.deepseek_v3.model import DeepseekV3ForCausalLM
 
@@ -29,7 +31,7 @@ def load_model(
         UserError: No such folder, an unknown family, or weights that do not fit config.json.
     """
     folder = model_folder(path)
-    config = read_config(folder)
+    config = without_absent_mtp(read_config(folder), folder)
     with torch.device("meta"):
         model = DeepseekV3ForCausalLM(config)
     for module in model.modules():
@@ -40,7 +42,7 @@ def load_model(
             setattr(module, name, torch.empty_like(buffer, device=device))
     if config.tie_word_embeddings:
         model.lm_head.weight = model.model.embed_tokens.weight
-    load_into(model, folder, deepseek_v3.layout(config))
+    load_into(model, folder, layout(config))
     return model.eval()
 
 
@@ -53,7 +55,7 @@ def save_model(model: DeepseekV3ForCausalLM, folder: str | Path) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     dtype = str(model.lm_head.weight.dtype).removeprefix("torch.")
-    save_from(model, folder, deepseek_v3.layout(model.config))
+    save_from(model, folder, layout(model.config))
     config = {**model.config.to_hf(), "torch_dtype": dtype}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
@@ -98,3 +100,16 @@ def read_config(folder: Path) -> DeepseekV3Config:
             "use a model of a supported family",
         )
     return DeepseekV3Config.from_hf(published)
+
+
+def without_absent_mtp(config: DeepseekV3Config, folder: Path) -> DeepseekV3Config:
+    """The configuration that the weights can fill: files saved by transformers promise MTP modules they do not hold."""
+    if config.num_nextn_predict_layers == 0:
+        return config
+    prefix = f"model.layers.{config.num_hidden_layers}."
+    if any(name.startswith(prefix) for name in locate(folder)):
+        return config
+    warn(
+        f"{folder}: config.json says {config.num_nextn_predict_layers} MTP module(s), the weights hold none; loading without"
+    )
+    return replace(config, num_nextn_predict_layers=0)

@@ -114,8 +114,9 @@ class MLA(nn.Module):
         W_uk_HNC, W_uv_HVC = W_HXC.split([self.nope_dim, self.v_dim], dim=1)
         q_BSHC = torch.einsum("bshn,hnc->bshc", q_nope_BSHN, W_uk_HNC)
         scores_BSHT = torch.einsum("bshc,btc->bsht", q_BSHC, c_BTC)
-        scores_BSHT = (scores_BSHT + torch.einsum("bshr,btr->bsht", q_rope_BSHR, k_rope_BTR)).float() * self.scale
-        p_BSHT = scores_BSHT.masked_fill(~seen_BST[:, :, None], float("-inf")).softmax(dim=-1)
+        scores_BSHT = (scores_BSHT + torch.einsum("bshr,btr->bsht", q_rope_BSHR, k_rope_BTR)) * self.scale
+        scores_BSHT = scores_BSHT.masked_fill(~seen_BST[:, :, None], float("-inf"))
+        p_BSHT = scores_BSHT.softmax(dim=-1, dtype=torch.promote_types(scores_BSHT.dtype, torch.float32))
         o_BSHC = torch.einsum("bsht,btc->bshc", p_BSHT.to(c_BTC.dtype), c_BTC)
         return torch.einsum("bshc,hvc->bshv", o_BSHC, W_uv_HVC)
 

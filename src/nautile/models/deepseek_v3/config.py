@@ -89,7 +89,8 @@ class DeepseekV3Config:
     tie_word_embeddings: bool = False
     """Use the embedding as the output head."""
     initializer_range: float = 0.006
-    """Standard deviation of the initial weights (V3 paper §4.2)."""
+    """Standard deviation of the initial weights. V3 trained with 0.006 at D = 7168 (§4.2), that is 0.51/√D: a product
+    with a normalised input starts with half its scale. The small presets keep σ·√D, not σ, so σ = 0.006·√(7168/D)."""
     bos_token_id: int = 0
     """Id that begins a document."""
     eos_token_id: int = 1
@@ -110,14 +111,14 @@ class DeepseekV3Config:
                 "a token cannot use more groups than there are",
             ),
             (
-                1 <= self.num_experts_per_tok <= self.topk_group * (self.n_routed_experts // max(self.n_group, 1)),
-                f"num_experts_per_tok {self.num_experts_per_tok}",
-                "the chosen groups hold fewer experts than a token needs",
-            ),
-            (
                 self.topk_method != "noaux_tc" or self.n_group == 1 or self.n_routed_experts // self.n_group >= 2,
                 f"n_group {self.n_group} with n_routed_experts {self.n_routed_experts}",
                 "noaux_tc scores a group by its two best experts, so a group needs two",
+            ),
+            (
+                1 <= self.num_experts_per_tok <= self.topk_group * (self.n_routed_experts // max(self.n_group, 1)),
+                f"num_experts_per_tok {self.num_experts_per_tok}",
+                "the chosen groups hold fewer experts than a token needs",
             ),
             (
                 self.qk_rope_head_dim % 2 == 0 and self.qk_rope_head_dim > 0,
@@ -214,7 +215,7 @@ V3_MICRO = DeepseekV3Config(
     qk_rope_head_dim=16,
     v_head_dim=32,
     max_position_embeddings=1024,
-    initializer_range=0.02,
+    initializer_range=0.0367,
 )
 """Every mechanism of V3 at a size that two CPU cores pre-train in minutes."""
 
@@ -233,6 +234,7 @@ V3_NANO = replace(
     q_lora_rank=32,
     kv_lora_rank=32,
     max_position_embeddings=512,
+    initializer_range=0.0635,
 )
 """The smallest model in which everything still happens: for tests and for reading along."""
 
