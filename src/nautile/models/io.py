@@ -109,7 +109,6 @@ def without_absent_mtp(config: DeepseekV3Config, folder: Path) -> DeepseekV3Conf
     prefix = f"model.layers.{config.num_hidden_layers}."
     if any(name.startswith(prefix) for name in locate(folder)):
         return config
-    warn(
-        f"{folder}: config.json says {config.num_nextn_predict_layers} MTP module(s), the weights hold none; loading without"
-    )
+    promised = config.num_nextn_predict_layers
+    warn(f"{folder}: config.json says {promised} MTP module(s), the weights hold none; loading without")
     return replace(config, num_nextn_predict_layers=0)
