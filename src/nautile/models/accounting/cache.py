@@ -1,0 +1,42 @@
+"""What the attention cache holds per token.
+
+Letters: C key-value latent, R rope, N nope.
+"""
+
+from dataclasses import dataclass
+
+from nautile.models.accounting.shape import GroupedAttention, LatentAttention, Shape
+
+
+@dataclass(frozen=True)
+class CacheCost:
+    """What the attention cache holds per token, all layers together."""
+
+    name: str
+    elements: int
+
+    def bytes(self, bits: float = 16) -> float:
+        """Bytes per token at so many bits an element."""
+        return self.elements * bits / 8
+
+
+def cache_cost(shape: Shape) -> CacheCost:
+    """The cache of the model as it is: C + R per layer in MLA (plus the indexer's key), 2·heads·dim otherwise."""
+    attention = shape.attention
+    if isinstance(attention, GroupedAttention):
+        kind = {shape.heads: "MHA", 1: "MQA"}.get(attention.kv_heads, f"GQA, {attention.kv_heads} groups")
+        return CacheCost(kind, 2 * attention.kv_heads * attention.head_dim * shape.layers)
+    index_key = attention.indexer.head_dim if attention.indexer else 0
+    per_layer = attention.kv_lora_rank + attention.rope + index_key
+    return CacheCost("MLA and index keys" if index_key else "MLA", per_layer * shape.layers)
+
+
+def grouped_cache_cost(shape: Shape, groups: int | None = None) -> CacheCost:
+    """The cache that the same heads would need with keys and values per group; None: one group per head, MHA.
+
+    A head has N dimensions here, as in table 1 of the V2 paper: 2·groups·N elements per layer.
+    """
+    attention = shape.attention
+    head_dim = attention.nope if isinstance(attention, LatentAttention) else attention.head_dim
+    name = "as MHA" if groups is None else f"as GQA, {groups} groups"
+    return CacheCost(name, 2 * (groups or shape.heads) * head_dim * shape.layers)

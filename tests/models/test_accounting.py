@@ -1,0 +1,144 @@
+"""The analytic counts against published figures and against the modules themselves."""
+
+import dataclasses
+
+import pytest
+
+from nautile.core.errors import UserError
+from nautile.models.accounting.cache import cache_cost, grouped_cache_cost
+from nautile.models.accounting.flops import decode_flops, prefill_flops, train_flops
+from nautile.models.accounting.parameters import fp8_scales, mtp_parameters, parameters, published_fp8_numbers, total
+from nautile.models.accounting.published import DEEPSEEK_67B, PUBLISHED
+from nautile.models.accounting.shape import shape_from_config
+from nautile.models.deepseek_v3.config import PRESETS, V3_671B, V3_NANO
+
+V3 = shape_from_config(V3_671B.to_hf(), "v3")
+V32 = shape_from_config(
+    V3_671B.to_hf() | {"model_type": "deepseek_v32", "index_n_heads": 64, "index_head_dim": 128, "index_topk": 2048}
+)
+LLAMA_405B = {
+    "model_type": "llama",
+    "vocab_size": 128256,
+    "hidden_size": 16384,
+    "intermediate_size": 53248,
+    "num_hidden_layers": 126,
+    "num_attention_heads": 128,
+    "num_key_value_heads": 8,
+}
+
+
+def test_v3_main_model_has_the_published_size():
+    whole = total(parameters(V3))
+    assert whole.total == 671_026_419_200
+    assert round(whole.active / 1e9) == 37
+    assert round(mtp_parameters(V3).total / 1e9, 1) == 11.6  # "11.5B unique parameters" in the V3 repository
+
+
+def test_v3_and_v32_checkpoints_as_stored():
+    assert published_fp8_numbers(V3) == 684_531_386_000
+    assert published_fp8_numbers(V32) == 685_396_921_376
+    assert fp8_scales(V3) == 41_540_496
+
+
+@pytest.mark.parametrize(
+    ("name", "billions", "active"),
+    [("v2-236b", 236, 21), ("v2-lite", 16, 2), ("moe-16b", 16, 3), ("deepseek-67b", 67, 67)],
+)
+def test_published_sizes(name, billions, active):
+    whole = total(parameters(PUBLISHED[name]))
+    assert (round(whole.total / 1e9), round(whole.active / 1e9)) == (billions, active)
+
+
+def test_v2_lite_is_exact():
+    assert total(parameters(PUBLISHED["v2-lite"])).total == 15_706_484_224
+
+
+def test_dense_models_of_other_makers():
+    llama = total(parameters(shape_from_config(LLAMA_405B)))
+    assert llama.total == 405_853_388_800
+    qwen = {"model_type": "qwen2", "vocab_size": 151936, "hidden_size": 896, "intermediate_size": 4864}
+    qwen |= {"num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2, "tie_word_embeddings": True}
+    assert total(parameters(shape_from_config(qwen))).total == 494_032_768  # Qwen2-0.5B: tied, biases on q, k and v
+
+
+def test_training_flops_are_those_of_the_hardware_paper():
+    assert round(train_flops(V3, 4096).all / 1e9) == 250
+    assert round(train_flops(PUBLISHED["v2-236b"], 4096).all / 1e9) == 155
+
+
+def test_sparse_attention_flops_stop_growing_but_the_indexer_does_not():
+    growth = prefill_flops(V32, 131072).attention - prefill_flops(V32, 65536).attention
+    of_the_indexer = 61 * 2 * 64 * 128 * 65536 / 2
+    assert growth == pytest.approx(of_the_indexer, rel=0.02)
+    assert prefill_flops(V3, 131072).attention == pytest.approx(2 * prefill_flops(V3, 65536).attention, rel=1e-4)
+    assert prefill_flops(V32, 1024).attention > prefill_flops(V3, 1024).attention  # nothing to skip, and an indexer
+
+
+def test_decode_reads_latents_in_the_absorbed_form():
+    per_head_and_layer = decode_flops(V3, 1000).attention / (61 * 128)
+    assert per_head_and_layer == 2 * 1000 * (512 + 64 + 512)
+
+
+def test_kv_bytes_are_those_of_the_hardware_paper():
+    assert cache_cost(V3).bytes() == 70_272
+    assert cache_cost(shape_from_config(LLAMA_405B)).bytes() == 516_096
+
+
+def test_v2_saves_93_percent_of_the_cache_of_67b_only_with_six_bit_elements():
+    v2, dense = cache_cost(PUBLISHED["v2-236b"]), cache_cost(DEEPSEEK_67B)
+    assert (v2.elements, dense.elements) == (34_560, 194_560)
+    assert round(100 * (1 - v2.bytes() / dense.bytes()), 1) == 82.2
+    assert round(100 * (1 - v2.bytes(bits=6) / dense.bytes()), 1) == 93.3
+
+
+def test_mla_costs_two_and_a_quarter_groups():
+    v2 = PUBLISHED["v2-236b"]
+    assert cache_cost(v2).elements / grouped_cache_cost(v2, 1).elements == 2.25
+    assert grouped_cache_cost(v2).elements == 2 * 128 * 128 * 60
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_counts_equal_the_module(name):
+    torch = pytest.importorskip("torch")
+    from nautile.models.deepseek_v3.model import DeepseekV3ForCausalLM
+
+    config = PRESETS[name]
+    with torch.device("meta"):
+        model = DeepseekV3ForCausalLM(config)
+    shape = shape_from_config(config.to_hf())
+    biases = sum(r.e_score_correction_bias.numel() for r in model.routers() if r.e_score_correction_bias is not None)
+    stored = sum(p.numel() for p in model.parameters()) + biases
+    assert stored == total(parameters(shape)).total + mtp_parameters(shape).total
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"q_lora_rank": None},
+        {"tie_word_embeddings": True},
+        {"topk_method": "greedy", "scoring_func": "softmax"},
+        {"num_nextn_predict_layers": 2},
+        {"n_shared_experts": 3},
+        {"first_k_dense_replace": 0},
+    ],
+)
+def test_counts_equal_the_module_of_unusual_configs(change):
+    torch = pytest.importorskip("torch")
+    from nautile.models.deepseek_v3.model import DeepseekV3ForCausalLM
+
+    config = dataclasses.replace(V3_NANO, **change)
+    with torch.device("meta"):
+        model = DeepseekV3ForCausalLM(config)
+    shape = shape_from_config(config.to_hf())
+    biases = sum(r.e_score_correction_bias.numel() for r in model.routers() if r.e_score_correction_bias is not None)
+    stored = sum(p.numel() for p in model.parameters()) + biases
+    assert stored == total(parameters(shape)).total + mtp_parameters(shape).total
+
+
+def test_unknown_and_incomplete_configs_are_refused():
+    with pytest.raises(UserError, match="model_type 'mamba'"):
+        shape_from_config({"model_type": "mamba"})
+    with pytest.raises(UserError, match="kv_lora_rank"):
+        shape_from_config({"model_type": "deepseek_v3", "vocab_size": 8})
+    with pytest.raises(UserError, match="attention_bias"):
+        shape_from_config(V3_671B.to_hf() | {"attention_bias": True})
