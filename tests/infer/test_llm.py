@@ -1,0 +1,168 @@
+"""Generation against the full forward pass of the same model."""
+
+import pytest
+import torch
+
+from nautile.core.errors import UserError
+from nautile.infer import batch as batch_module
+from nautile.infer.completion import Completion
+from nautile.infer.llm import LLM, as_prompts
+from nautile.infer.params import SamplingParams
+from nautile.text.stream import IncrementalDecoder
+from nautile.text.tokenizer import train_tokenizer
+
+GREEDY = SamplingParams(max_tokens=12, temperature=0.0, ignore_eos=True)
+RAGGED = [[5, 17, 200], [33], [250, 8, 91, 4, 77, 120, 9], [12, 12]]
+
+
+@torch.no_grad()
+def greedy_by_full_forward(model, prompt, steps):
+    tokens = list(prompt)
+    for _ in range(steps):
+        tokens.append(int(model(torch.tensor([tokens]))[0, -1].argmax()))
+    return tokens[len(prompt) :]
+
+
+@pytest.mark.parametrize("change", [{}, {"q_lora_rank": None}, {"topk_method": "greedy", "scoring_func": "softmax"}])
+def test_incremental_greedy_equals_the_full_forward(make_model, change):
+    model = make_model(seed=3, **change)
+    for prompt in RAGGED:
+        got = LLM(model).generate([prompt], GREEDY)[0]
+        assert got.token_ids == greedy_by_full_forward(model, prompt, 12)
+        assert (got.finish_reason, got.text) == ("length", "")
+
+
+def test_prompts_of_different_lengths_do_not_influence_each_other(model):
+    together = LLM(model).generate(RAGGED, GREEDY)
+    assert [out.token_ids for out in together] == [LLM(model).generate(p, GREEDY)[0].token_ids for p in RAGGED]
+    assert len({tuple(out.token_ids) for out in together}) > 1
+    in_turn = LLM(model, max_batch=2).generate(RAGGED, GREEDY)
+    assert in_turn == together
+
+
+def test_requests_leave_the_batch_at_different_times(model):
+    params = [SamplingParams(max_tokens=n, temperature=0.0, ignore_eos=True) for n in (7, 1, 12, 3)]
+    together = LLM(model).generate(RAGGED, params)
+    for prompt, one, out in zip(RAGGED, params, together, strict=True):
+        assert out.token_ids == greedy_by_full_forward(model, prompt, one.max_tokens)
+
+
+def test_long_prompts_are_read_in_chunks(model, monkeypatch):
+    prompt = [(7 * i) % 300 for i in range(40)]
+    whole = LLM(model).generate(prompt, GREEDY)
+    monkeypatch.setattr(batch_module, "PREFILL_CHUNK", 7)
+    assert LLM(model).generate(prompt, GREEDY) == whole
+
+
+def test_a_seeded_request_is_the_same_alone_and_in_a_batch(model):
+    params = SamplingParams(max_tokens=12, seed=11, ignore_eos=True)
+    together = LLM(model).generate(RAGGED, params)
+    assert [LLM(model).generate(p, params)[0] for p in RAGGED] == together
+    assert LLM(model).generate(RAGGED, SamplingParams(max_tokens=12, seed=12, ignore_eos=True)) != together
+
+
+def test_a_training_model_is_handed_back_training(model):
+    model.train()
+    try:
+        LLM(model).generate([[1]], GREEDY)
+        assert model.training
+    finally:
+        model.eval()
+
+
+def test_eos_ends_an_answer_unless_ignored(make_model):
+    prompt, model = RAGGED[0], make_model(seed=3)
+    tokens = greedy_by_full_forward(model, prompt, 12)
+    ends_at = tokens.index(tokens[6])
+    model = make_model(seed=3, eos_token_id=tokens[6])
+    out = LLM(model).generate(prompt, SamplingParams(max_tokens=12, temperature=0.0))[0]
+    assert (out.token_ids, out.finish_reason) == (tokens[: ends_at + 1], "stop")
+    assert LLM(model).generate(prompt, GREEDY)[0].token_ids == tokens
+
+
+def test_a_run_folder_gives_text_and_streams_the_same(folder, tokenizer):
+    llm = LLM(folder)
+    params = SamplingParams(max_tokens=40, temperature=1.0, seed=4, ignore_eos=True)
+    out = llm.generate("the quick", params)[0]
+    assert out.text == tokenizer.decode(out.token_ids)
+    pieces = list(llm.stream("the quick", params))
+    assert "".join(pieces) == out.text and len(pieces) > 5
+
+
+def test_text_prompts_begin_with_bos_and_an_empty_one_is_bos(folder, tokenizer, model):
+    llm = LLM(folder)
+    with_bos = [model.config.bos_token_id, *tokenizer.encode("fox")]
+    assert llm.generate("fox", GREEDY)[0].token_ids == greedy_by_full_forward(model, with_bos, 12)
+    empty = greedy_by_full_forward(model, [model.config.bos_token_id], 12)
+    assert [out.token_ids for out in llm.generate(["", []], GREEDY)] == [empty, empty]
+
+
+def test_the_text_is_cut_before_a_stop_string_wherever_tokens_split_it(folder):
+    llm = LLM(folder)
+    free = SamplingParams(max_tokens=40, temperature=1.0, seed=4, ignore_eos=True)
+    text = llm.generate("the", free)[0].text
+    for start, end in [(3, 5), (10, 16), (20, 21)]:
+        stop = text[start:end]
+        params = SamplingParams(max_tokens=40, temperature=1.0, seed=4, ignore_eos=True, stop=(stop,))
+        out = llm.generate("the", params)[0]
+        assert (out.text, out.finish_reason) == (text[: text.index(stop)], "stop")
+        assert "".join(llm.stream("the", params)) == out.text
+
+
+def test_the_rest_of_an_unfinished_character_is_shown_at_the_end(tokenizer):
+    tokens = [token for token in tokenizer.encode("aé") if token]
+    cut = tokens[:-1] if len(tokens) > 2 else [tokenizer.encode("a")[0], tokenizer.token_id("Ã")]
+    completion = Completion(SamplingParams(max_tokens=len(cut)), len(cut), None, IncrementalDecoder(tokenizer))
+    pieces = [completion.push(token) for token in cut]
+    assert pieces == ["a", "\N{REPLACEMENT CHARACTER}"]
+    assert completion.output().finish_reason == "length"
+
+
+def test_fill_in_the_middle_asks_in_psm_order(folder, tokenizer, model):
+    llm = LLM(folder)
+    ids = llm.middle_prompt("def add(", "return a")
+    begin, hole, end = tokenizer.fim_begin_id, tokenizer.fim_hole_id, tokenizer.fim_end_id
+    assert ids == [0, begin, *tokenizer.encode("def add("), hole, *tokenizer.encode("return a"), end]
+    assert llm.complete_middle("def add(", "return a", GREEDY).token_ids == greedy_by_full_forward(model, ids, 12)
+
+
+def test_what_does_not_fit_the_context_is_clipped_or_refused(model, capsys):
+    llm = LLM(model)
+    out = llm.generate([[1] * 60], SamplingParams(max_tokens=10, temperature=0.0, ignore_eos=True))[0]
+    assert (len(out.token_ids), out.finish_reason) == (4, "length")
+    assert "max_tokens 10 reduced to 4" in capsys.readouterr().err
+    with pytest.raises(UserError, match="the prompt has 64 tokens") as raised:
+        llm.generate([[1] * 64])
+    assert len(str(raised.value).splitlines()) == 3
+
+
+def test_without_a_tokenizer_text_is_refused_and_ids_work(model):
+    llm = LLM(model)
+    for call in (
+        lambda: llm.generate("text"),
+        lambda: llm.generate([1], SamplingParams(stop="x")),
+        lambda: llm.stream([1]),
+        lambda: llm.complete_middle("a", "b"),
+    ):
+        with pytest.raises(UserError, match="needs a tokenizer"):
+            call()
+    with pytest.raises(UserError, match="token id 300 is not in the vocabulary"):
+        llm.generate([[1, 300]])
+
+
+@pytest.mark.parametrize("size", [280, 320])
+def test_the_tokenizer_of_another_model_is_refused(model, size):
+    with pytest.raises(UserError, match=f"{size} token ids, the model's embedding 300 rows"):
+        LLM(model, tokenizer=train_tokenizer(["some text"], size))
+
+
+def test_a_few_padding_rows_are_no_mismatch(model):
+    LLM(model, tokenizer=train_tokenizer(["some text"], 294))
+
+
+def test_prompts_in_every_form():
+    assert as_prompts("a") == ["a"]
+    assert as_prompts(["a", "b"]) == ["a", "b"]
+    assert as_prompts([1, 2]) == [[1, 2]]
+    assert as_prompts([[1], [2, 3]]) == [[1], [2, 3]]
+    assert as_prompts([]) == []
