@@ -25,8 +25,8 @@ class DoctorArgs:
 
     json: bool = False
     """Print one JSON object instead of lines."""
-    seconds: float = 0.5
-    """How long each measurement runs."""
+    seconds: float = 1.0
+    """How long each measurement runs; what else runs on the machine meanwhile lowers the figures."""
 
 
 @dataclass(frozen=True)

@@ -47,8 +47,9 @@ SYSTEMS: tuple[System, ...] = (
     System(
         key="moe",
         name="DeepSeekMoE",
-        about="A mixture-of-experts layer with many small experts instead of a few large ones, and a few shared experts "
-        "that every token visits, so that the routed ones can specialise instead of each relearning what is common.",
+        about="A mixture-of-experts layer with many small experts instead of a few large ones, and a few shared "
+        "experts that every token visits, so that the routed ones can specialise instead of each relearning what is "
+        "common.",
         papers=(
             (
                 "DeepSeekMoE: Towards Ultimate Expert Specialization in Mixture-of-Experts Language Models",
@@ -67,13 +68,13 @@ SYSTEMS: tuple[System, ...] = (
     System(
         key="v2",
         name="DeepSeek-V2",
-        about="The model that introduced multi-head latent attention (MLA): keys and values are compressed into one small "
-        "latent per token, beside one rotated key that all heads share. The cache becomes 93.3 % smaller than DeepSeek "
-        "67B's, and decoding can work on the latents directly.",
+        about="The model that introduced multi-head latent attention (MLA): keys and values are compressed into one "
+        "small latent per token, beside one rotated key that all heads share. The cache becomes 93.3 % smaller than "
+        "DeepSeek 67B's, and decoding can work on the latents directly.",
         papers=(("DeepSeek-V2: A Strong, Economical, and Efficient Mixture-of-Experts Language Model", "2405.04434"),),
         repository="DeepSeek-V2",
-        built="MLA in the expanded form (training) and the absorbed form (decoding), which a test proves equal, with YaRN "
-        "and a latent cache",
+        built="MLA in the expanded form (training) and the absorbed form (decoding), which a test proves equal, "
+        "with YaRN and a latent cache",
         missing="the deepseek_v2 family that would load the published V2 checkpoints, and the device-level and "
         "communication balance losses",
         code=("layers/attention/mla.py", "layers/rope.py", "infer/cache.py"),
@@ -84,9 +85,9 @@ SYSTEMS: tuple[System, ...] = (
     System(
         key="v3",
         name="DeepSeek-V3",
-        about="671 billion parameters, 37 billion of them active per token: MLA and DeepSeekMoE, experts balanced by a "
-        "bias on the router's choice instead of a large auxiliary loss, multi-token prediction (MTP) as a second "
-        "objective, and training in FP8.",
+        about="671 billion parameters, 37 billion of them active per token: MLA and DeepSeekMoE, experts balanced "
+        "by a bias on the router's choice instead of a large auxiliary loss, multi-token prediction (MTP) as a "
+        "second objective, and training in FP8.",
         papers=(_V3_REPORT,),
         repository="DeepSeek-V3",
         built="the architecture at any size, bias balancing, the sequence-wise balance loss, MTP with its loss, "
@@ -107,8 +108,8 @@ SYSTEMS: tuple[System, ...] = (
     System(
         key="r1",
         name="DeepSeek-R1",
-        about="Reasoning learnt by reinforcement: GRPO on V3's base model with rewards that rules can check (R1-Zero), "
-        "then cold-start data, a second round of RL, and distillation into small dense models.",
+        about="Reasoning learnt by reinforcement: GRPO on V3's base model with rewards that rules can check "
+        "(R1-Zero), then cold-start data, a second round of RL, and distillation into small dense models.",
         papers=(
             ("DeepSeek-R1: Incentivizing Reasoning Capability in LLMs via Reinforcement Learning", "2501.12948"),
             ("DeepSeekMath: Pushing the Limits of Mathematical Reasoning in Open Language Models", "2402.03300"),
@@ -121,8 +122,8 @@ SYSTEMS: tuple[System, ...] = (
     System(
         key="v3.2",
         name="DeepSeek-V3.2-Exp",
-        about="V3.1 with DeepSeek sparse attention (DSA): a light indexer scores all past tokens for each query, and MLA "
-        "attends to the best 2048 of them only, so that long contexts cost little more than short ones.",
+        about="V3.1 with DeepSeek sparse attention (DSA): a light indexer scores all past tokens for each query, "
+        "and MLA attends to the best 2048 of them only, so that long contexts cost little more than short ones.",
         papers=(("DeepSeek-V3.2: Pushing the Frontier of Open Large Language Models", "2512.02556"),),
         repository="DeepSeek-V3.2-Exp",
         missing="the indexer, its dense warm-up and sparse training, and the deepseek_v32 family",
@@ -132,8 +133,8 @@ SYSTEMS: tuple[System, ...] = (
     System(
         key="engram",
         name="Engram",
-        about="Memory by look-up: hashes of the last few tokens pick rows of large embedding tables, which a gate mixes "
-        "into the residual stream, so that facts need not be recomputed by layers of a network.",
+        about="Memory by look-up: hashes of the last few tokens pick rows of large embedding tables, which a gate "
+        "mixes into the residual stream, so that facts need not be recomputed by layers of a network.",
         papers=(
             (
                 "Conditional Memory via Scalable Lookup: A New Axis of Sparsity for Large Language Models",
@@ -148,8 +149,8 @@ SYSTEMS: tuple[System, ...] = (
     System(
         key="math-v2",
         name="DeepSeekMath-V2",
-        about="Proofs that check themselves: a verifier trained to grade proofs, a meta-verifier that keeps the verifier "
-        "honest, and a generator rewarded for proofs that survive both.",
+        about="Proofs that check themselves: a verifier trained to grade proofs, a meta-verifier that keeps the "
+        "verifier honest, and a generator rewarded for proofs that survive both.",
         papers=(("DeepSeekMath-V2: Towards Self-Verifiable Mathematical Reasoning", "2511.22570"),),
         repository="DeepSeek-Math-V2",
         missing="verifier, meta-verifier, generator, and their loop",
@@ -159,8 +160,8 @@ SYSTEMS: tuple[System, ...] = (
     System(
         key="ocr-2",
         name="DeepSeek-OCR 2",
-        about="Reads a page into text: a visual encoder whose causal queries put the image's tokens into reading order, "
-        "before a small mixture-of-experts decoder writes them down.",
+        about="Reads a page into text: a visual encoder whose causal queries put the image's tokens into reading "
+        "order, before a small mixture-of-experts decoder writes them down.",
         papers=(
             ("DeepSeek-OCR 2: Visual Causal Flow", "2601.20552"),
             ("DeepSeek-OCR: Contexts Optical Compression", "2510.18234"),
@@ -173,8 +174,8 @@ SYSTEMS: tuple[System, ...] = (
     System(
         key="vl2",
         name="DeepSeek-VL2",
-        about="A vision-language model: images of any shape are cut into tiles for a SigLIP encoder, and a DeepSeekMoE "
-        "language model with MLA reads the tokens.",
+        about="A vision-language model: images of any shape are cut into tiles for a SigLIP encoder, and a "
+        "DeepSeekMoE language model with MLA reads the tokens.",
         papers=(
             (
                 "DeepSeek-VL2: Mixture-of-Experts Vision-Language Models for Advanced Multimodal Understanding",
@@ -189,8 +190,8 @@ SYSTEMS: tuple[System, ...] = (
     System(
         key="janus",
         name="Janus and JanusFlow",
-        about="One transformer that both understands and draws images, with separate visual encoders for the two: Janus "
-        "and Janus-Pro draw by predicting image tokens, JanusFlow by rectified flow.",
+        about="One transformer that both understands and draws images, with separate visual encoders for the two: "
+        "Janus and Janus-Pro draw by predicting image tokens, JanusFlow by rectified flow.",
         papers=(
             ("Janus: Decoupling Visual Encoding for Unified Multimodal Understanding and Generation", "2410.13848"),
             (
@@ -211,8 +212,8 @@ SYSTEMS: tuple[System, ...] = (
     System(
         key="coder",
         name="DeepSeek-Coder",
-        about="Dense code models (1.3 to 33 billion parameters) trained on whole repositories, files ordered by what they "
-        "import, with fill-in-the-middle so that they complete code between two given parts.",
+        about="Dense code models (1.3 to 33 billion parameters) trained on whole repositories, files ordered by "
+        "what they import, with fill-in-the-middle so that they complete code between two given parts.",
         papers=(
             (
                 "DeepSeek-Coder: When the Large Language Model Meets Programming - The Rise of Code Intelligence",
@@ -250,7 +251,8 @@ SYSTEMS: tuple[System, ...] = (
         "results back, over NVLink and RDMA, in a high-throughput and a low-latency form.",
         papers=(_V3_REPORT,),
         repository="DeepEP",
-        missing="all-to-all dispatch across processes; on one process the same seam is served by layers/moe/dispatch.py",
+        missing="all-to-all dispatch across processes; on one process the same seam is served by "
+        "layers/moe/dispatch.py",
         planned=("parallel/", "compat/"),
         aliases=("expert parallelism", "all-to-all"),
     ),
@@ -281,8 +283,8 @@ SYSTEMS: tuple[System, ...] = (
     System(
         key="dualpipe",
         name="DualPipe",
-        about="A pipeline schedule that feeds micro-batches from both ends at once and hides communication behind the "
-        "other direction's computation.",
+        about="A pipeline schedule that feeds micro-batches from both ends at once and hides communication behind "
+        "the other direction's computation.",
         papers=(_V3_REPORT,),
         repository="DualPipe",
         missing="schedules, their simulator, and the runtime",
@@ -292,8 +294,8 @@ SYSTEMS: tuple[System, ...] = (
     System(
         key="3fs",
         name="3FS",
-        about="The Fire-Flyer file system: training data, checkpoints and KV cache on the SSDs of many machines, with "
-        "strong consistency by chain replication.",
+        about="The Fire-Flyer file system: training data, checkpoints and KV cache on the SSDs of many machines, "
+        "with strong consistency by chain replication.",
         papers=(("Fire-Flyer AI-HPC: A Cost-Effective Software-Hardware Co-Design for Deep Learning", "2408.14158"),),
         repository="3FS",
         missing="the file system and its clients",
