@@ -102,7 +102,9 @@ def check(site: Path, docs: Path) -> list[str]:
             problems.append(f"{path.relative_to(site)}: has next to no text")
         elif path != home and path not in reachable:
             problems.append(f"{path.relative_to(site)}: not in the navigation of mkdocs.yml")
-    return problems + [problem for path in sorted(pages) for problem in broken_links(site, path, pages)]
+    if problems:  # a page that is missing breaks a link on every other one
+        return problems
+    return [problem for path in sorted(pages) for problem in broken_links(site, path, pages)]
 
 
 def main() -> int:
