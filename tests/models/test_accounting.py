@@ -7,6 +7,7 @@ import pytest
 from nautile.core.errors import UserError
 from nautile.models.accounting.cache import cache_cost, grouped_cache_cost
 from nautile.models.accounting.flops import decode_flops, prefill_flops, train_flops
+from nautile.models.accounting.memory import inference_memory, training_memory
 from nautile.models.accounting.parameters import fp8_scales, mtp_parameters, parameters, published_fp8_numbers, total
 from nautile.models.accounting.published import DEEPSEEK_67B, PUBLISHED
 from nautile.models.accounting.shape import shape_from_config
@@ -142,3 +143,54 @@ def test_unknown_and_incomplete_configs_are_refused():
         shape_from_config({"model_type": "deepseek_v3", "vocab_size": 8})
     with pytest.raises(UserError, match="attention_bias"):
         shape_from_config(V3_671B.to_hf() | {"attention_bias": True})
+
+
+def kept_for_backward(config, batch_size, sequence_length, bf16):
+    """Bytes of the distinct tensors that autograd keeps in a forward pass, less weights and their casts.
+
+    Those are told by their size, so no activation may have a weight's: use odd lengths.
+    """
+    torch = pytest.importorskip("torch")
+    from nautile.core.context import ForwardContext
+    from nautile.models.deepseek_v3.model import DeepseekV3ForCausalLM
+
+    model = DeepseekV3ForCausalLM(config)
+    model.init_weights()
+    weights = {p.numel() for p in model.parameters()}
+    kept = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if tensor.numel() not in weights:
+            kept[storage.data_ptr()] = storage  # holding it keeps the address from being used again
+        return tensor
+
+    tokens = torch.randint(config.vocab_size, (batch_size, sequence_length + 1))
+    ctx = ForwardContext.for_tokens(tokens[:, :-1])
+    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+    with hooks, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        hidden = model.hidden(ctx).hidden_BSD
+        ahead = model.predict_ahead(hidden, tokens, ctx)
+    assert len(ahead) == config.num_nextn_predict_layers
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize(("sequence_length", "mtp"), [(61, 0), (251, 0), (127, 1)])
+def test_activations_are_about_what_autograd_keeps(sequence_length, mtp, bf16):
+    config = dataclasses.replace(PRESETS["v3-micro"], num_nextn_predict_layers=mtp)
+    planned = training_memory(shape_from_config(config.to_hf()), 5, sequence_length, bf16=bf16)
+    assert planned.activations == pytest.approx(kept_for_backward(config, 5, sequence_length, bf16), rel=0.15)
+
+
+def test_training_state_is_sixteen_bytes_a_parameter_and_zero1_divides_half_of_it():
+    one, eight = training_memory(V3, 1, 4096), training_memory(V3, 1, 4096, moment_shards=8)
+    count = total(parameters(V3)).total + mtp_parameters(V3).total
+    assert one.weights + one.gradients + one.moments == 16 * count
+    assert (eight.weights, eight.gradients, eight.activations) == (one.weights, one.gradients, one.activations)
+    assert eight.moments == count
+
+
+def test_inference_memory_of_v3():
+    memory = inference_memory(V3, batch_size=2, context=1000)
+    assert (memory.weights, memory.cache) == (2 * 671_026_419_200, 2 * 1000 * 70_272)
