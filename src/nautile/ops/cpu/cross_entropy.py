@@ -1,4 +1,9 @@
-"""Chunked cross-entropy whose forward also computes the gradients, so logits live for one chunk only."""
+"""Chunked cross-entropy whose forward also computes the gradients, so logits live for one chunk only.
+
+Two grains, since two caches: matrix products run on `chunk` tokens, where they are efficient, in buffers that stay
+below the 32 MiB from which glibc returns memory to the system after each use (and page faults cost more than the
+softmax); element-wise work runs on `_ROWS` tokens, whose logits in float32 stay in the cache.
+"""
 
 from typing import Any
 
@@ -12,6 +17,8 @@ from nautile.ops.precision import accumulate_dtype, compute_dtype, no_autocast
 
 __all__ = ["linear_cross_entropy", "why_not"]
 
+_ROWS = 64
+
 
 def linear_cross_entropy(x_TD: Tensor, weight_VD: Tensor, targets_T: Tensor, chunk: int) -> Tensor:
     """See `nautile.ops.linear_cross_entropy`."""
@@ -20,35 +27,26 @@ def linear_cross_entropy(x_TD: Tensor, weight_VD: Tensor, targets_T: Tensor, chu
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_TD: Tensor, weight_VD: Tensor, targets_T: Tensor, chunk: int, dtype: torch.dtype) -> Tensor:
-        wide = accumulate_dtype(x_TD)
-        weight = weight_VD.to(dtype)
+    def forward(
+        ctx: Any, x_TD: Tensor, weight_VD: Tensor, targets_T: Tensor, chunk: int, dtype: torch.dtype
+    ) -> Tensor:
         need_x, need_weight = ctx.needs_input_grad[:2]
-        grad_x = torch.empty(x_TD.shape, dtype=dtype) if need_x else None
-        grad_weight = torch.zeros(weight_VD.shape, dtype=wide) if need_weight else None
+        wide = accumulate_dtype(x_TD)
+        x, weight = x_TD.to(dtype), weight_VD.to(dtype)
+        grad_x = torch.empty_like(x) if need_x else None
+        grad_weight = torch.zeros(weight.shape, dtype=wide) if need_weight else None
         total = torch.zeros((), dtype=wide)
-        with no_autocast(x_TD):
-            for start in range(0, x_TD.shape[0], chunk):
+        buffer = torch.empty(min(chunk, x.shape[0]), weight.shape[0], dtype=dtype)
+        with no_autocast(x):
+            for start in range(0, x.shape[0], chunk):
                 piece = slice(start, start + chunk)
-                x, targets = x_TD[piece].to(dtype), targets_T[piece]
-                p = torch.mm(x, weight.t()).to(wide)
-                counted = targets != IGNORE
-                where = targets.masked_fill(~counted, 0).unsqueeze(1)
-                score, highest = p.gather(1, where), p.amax(1, keepdim=True)
-                p = torch.softmax(p, 1)
-                # log Σ exp = highest − log p(highest): exact, since the largest probability is at least 1 / V.
-                nll = (highest - p.amax(1, keepdim=True).log_() - score).squeeze(1)
-                total += nll.masked_fill(~counted, 0).sum()
-                if grad_x is None and grad_weight is None:
-                    continue
-                p.scatter_add_(1, where, torch.full_like(score, -1.0))
-                if not counted.all():
-                    p *= counted.unsqueeze(1)
-                grad_logits = p.to(dtype)
+                x_piece = x[piece]
+                logits = torch.mm(x_piece, weight.t(), out=buffer[: x_piece.shape[0]])
+                total += _nll_and_gradient_(logits, targets_T[piece], wide, need_x or need_weight)
                 if grad_x is not None:
-                    torch.mm(grad_logits, weight, out=grad_x[piece])
+                    torch.mm(logits, weight, out=grad_x[piece])
                 if grad_weight is not None:
-                    grad_weight += torch.mm(grad_logits.t(), x)
+                    grad_weight += torch.mm(logits.t(), x_piece)
         ctx.save_for_backward(grad_x, grad_weight)
         ctx.dtypes = x_TD.dtype, weight_VD.dtype
         return total
@@ -65,3 +63,25 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None,
             None,
         )
+
+
+def _nll_and_gradient_(logits_TV: Tensor, targets_T: Tensor, wide: torch.dtype, need_gradient: bool) -> Tensor:
+    """Sum of −log p(target) over the counted rows; `logits_TV` becomes its own gradient, softmax − one-hot."""
+    total = torch.zeros((), dtype=wide)
+    size = min(_ROWS, logits_TV.shape[0])
+    wide_logits = torch.empty(size, logits_TV.shape[1], dtype=wide)
+    probabilities = torch.empty_like(wide_logits)
+    for start in range(0, logits_TV.shape[0], size):
+        logits, targets = logits_TV[start : start + size], targets_T[start : start + size]
+        scores, p = wide_logits[: logits.shape[0]], probabilities[: logits.shape[0]]
+        torch.softmax(scores.copy_(logits), 1, out=p)
+        ignored = targets == IGNORE
+        target = targets.masked_fill(ignored, 0).unsqueeze(1)
+        # log Σ exp = highest − log p(highest): exact, since the largest probability is at least 1 / V.
+        nll = scores.amax(1) - p.amax(1).log_() - scores.gather(1, target).squeeze(1)
+        total += nll.masked_fill_(ignored, 0).sum()
+        if need_gradient:
+            p.scatter_add_(1, target, p.new_full((1, 1), -1.0).expand_as(target))
+            p[ignored] = 0
+            logits.copy_(p)
+    return total
