@@ -24,23 +24,16 @@ class Cut:
     suffix: str
 
 
-def cut(text: str, key: int | str) -> Cut:
+def chosen(key: str, rate: float) -> bool:
+    """Whether the document called `key` is one of the share `rate` that is rearranged; always the same answer."""
+    return random.Random(f"chosen {key}").random() < rate
+
+
+def cut(text: str, key: str) -> Cut:
     """Cut `text` at two uniformly drawn places between characters; the same `key` always draws the same places."""
-    chance = random.Random(key)
+    chance = random.Random(f"cut {key}")
     start, end = sorted(chance.randint(0, len(text)) for _ in range(2))
     return Cut(text[:start], text[start:end], text[end:])
-
-
-def spans(text: str, longest: int) -> list[str]:
-    """Cut `text` into consecutive parts of at most `longest` characters, at line ends where there is one."""
-    parts, start = [], 0
-    while start < len(text):
-        end = start + longest
-        if end < len(text):
-            end = text.rfind("\n", start, end) + 1 or end
-        parts.append(text[start:end])
-        start = end
-    return parts
 
 
 def psm_prompt(prefix: list[int], suffix: list[int], tokenizer: Tokenizer) -> list[int]:
