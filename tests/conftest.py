@@ -1,12 +1,6 @@
-"""One torch thread per test process: the suite runs several processes on few cores, and sums keep their order."""
+"""One thread per test process: the suite runs several processes on few cores, and sums keep their order."""
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, so that child processes inherit it
-os.environ.setdefault("MKL_NUM_THREADS", "1")
-
-
-def pytest_configure() -> None:
-    import torch
-
-    torch.set_num_threads(1)
+# Read when torch is first imported, which is after this file, and inherited by child processes.
+os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"

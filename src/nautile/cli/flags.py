@@ -4,6 +4,7 @@ import contextlib
 import io
 import re
 from collections.abc import Sequence
+from itertools import groupby
 from typing import TypeVar
 
 from nautile.core.errors import UserError
@@ -39,21 +40,11 @@ def parse(
         UserError: an unknown flag, a missing or a wrong value.
         SystemExit: with code 0, after ``--help``.
     """
-    import tyro
-
     shown = description + "".join(["\n\nexamples:", *(f"\n  {example}" for example in examples)] if examples else [])
     told = io.StringIO()
     try:
         with contextlib.redirect_stderr(told):
-            parsed, unknown = tyro.cli(
-                cls,
-                default=tyro.MISSING_NONPROP if default is None else default,
-                args=list(argv),
-                prog=prog,
-                description=shown,
-                return_unknown_args=True,
-                config=(tyro.conf.AvoidSubcommands,),
-            )
+            parsed, unknown = _tyro(cls, default, argv, prog, shown)
     except SystemExit as ended:
         if ended.code == 0:
             raise
@@ -63,17 +54,30 @@ def parse(
     return parsed
 
 
+def _tyro(cls: type[T], default: T | None, argv: Sequence[str], prog: str, description: str) -> tuple[T, list[str]]:
+    import tyro
+
+    return tyro.cli(
+        cls,
+        default=tyro.MISSING_NONPROP if default is None else default,
+        args=list(argv),
+        prog=prog,
+        description=description,
+        return_unknown_args=True,
+        config=(tyro.conf.AvoidSubcommands,),  # an optional section is flags, not a subcommand
+    )
+
+
 def first_word(argv: Sequence[str]) -> str | None:
     """The leading positional argument, if the first word is one: a recipe must be read before its flags are known."""
     return argv[0] if argv and not argv[0].startswith("-") else None
 
 
-def _known_flags(cls: type, default: object) -> list[str]:
-    import tyro
-
-    start = tyro.MISSING_NONPROP if default is None else default
-    parser = tyro.extras.get_parser(cls, default=start, config=(tyro.conf.AvoidSubcommands,))
-    return sorted(set(re.findall(r"--[\w.-]+", parser.format_help())))
+def _known_flags(cls: type[T], default: T | None) -> list[str]:
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
+        _tyro(cls, default, ["--help"], "", "")
+    return sorted(set(re.findall(r"--[a-z][\w.-]*", shown.getvalue())))
 
 
 def _unknown(word: str, flags: Sequence[str], prog: str) -> UserError:
@@ -87,10 +91,8 @@ def _unknown(word: str, flags: Sequence[str], prog: str) -> UserError:
 
 
 def _wrong_value(box: str, prog: str) -> UserError:
-    """What tyro says in the first paragraph of its box, on one line."""
-    lines = [line.strip("│ ") for line in box.splitlines() if line.startswith("│")]
-    paragraph = lines[: next((i for i, line in enumerate(lines) if set(line) <= {"─"}), len(lines))]
-    what = " ".join(paragraph).strip() or box.strip()
-    return UserError(
-        what.rstrip("."), "the command line could not be read", f"{prog} --help shows each flag and its type"
-    )
+    """What tyro says in its box (title, paragraph, rule, ...; drawn in Unicode or in ASCII), on one line."""
+    lines = [line.strip("│ ") for line in box.splitlines()[1:]]
+    paragraphs = [list(part) for rule, part in groupby(lines, lambda line: set(line) <= set("─-╰╯")) if not rule]
+    what = " ".join(paragraphs[0]).rstrip(".")
+    return UserError(what, "the command line could not be read", f"{prog} --help shows each flag and its type")

@@ -23,6 +23,8 @@ VERBS: dict[str, tuple[str, str]] = {
 }
 """Verb → module with ``main(argv) -> int | None``, and one line about it."""
 
+OPTIONS = ("--help", "-h", "--version")
+
 EXAMPLES = ("nautile demo", "nautile pretrain v3-micro --train.steps 40 --out runs/first")
 
 
@@ -78,8 +80,8 @@ def _dispatch(argv: list[str]) -> int:
         return 0
     verb = argv[0]
     if verb not in VERBS:
-        kind = "option" if verb.startswith("-") else "verb"
-        raise UserError(f"unknown {kind} {verb!r}", "nautile has no such command", suggestion(verb, VERBS, "verbs"))
+        kind, known = ("option", OPTIONS) if verb.startswith("-") else ("verb", tuple(VERBS))
+        raise UserError(f"unknown {kind} {verb!r}", "nautile has no such command", suggestion(verb, known, f"{kind}s"))
     module = importlib.import_module(VERBS[verb][0])
     return module.main(argv[1:]) or 0
 

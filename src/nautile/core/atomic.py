@@ -18,9 +18,8 @@ from nautile.core.errors import NautileError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # safetensors and torch.save report a full disk as their own exception types, with only text to go by.
-_FULL_TEXT = re.compile(
-    "|".join([*(re.escape(os.strerror(code)) for code in _FULL), r"PytorchStreamWriter failed writing"])
-)
+_FULL_TEXT = re.compile("|".join(re.escape(os.strerror(code)) for code in _FULL))
+_TORCH_TEXT = re.compile(r"PytorchStreamWriter failed writing|inline_container\.cc.*unexpected pos")
 
 
 @contextmanager
@@ -31,9 +30,10 @@ def disk_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         raise _write_error(path, error.strerror or str(error), error.errno in _FULL) from error
     except Exception as error:
-        if not _FULL_TEXT.search(str(error)):
+        told = _FULL_TEXT.search(str(error))
+        if not told and not _TORCH_TEXT.search(str(error)):
             raise
-        raise _write_error(path, str(error).splitlines()[0], full=True) from error
+        raise _write_error(path, told[0] if told else "not all bytes could be written", full=True) from error
 
 
 def _write_error(path: Path, reason: str, full: bool) -> NautileError:

@@ -43,9 +43,10 @@ class JsonLines:
             NautileError: the disk is full or not writable.
         """
         line = json.dumps(_finite(record), ensure_ascii=False, allow_nan=False) + "\n"
-        with disk_errors(self.path), self.path.open("ab") as file:
-            file.truncate(_end_of_last_line(self.path, file.tell()))
-            file.write(line.encode())
+        with disk_errors(self.path):
+            _cut_torn_line(self.path)
+            with self.path.open("ab") as file:
+                file.write(line.encode())
 
     def read(self) -> list[dict[str, Any]]:
         """Every whole line; a last line cut off by a kill is left out."""
@@ -162,13 +163,12 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def _end_of_last_line(path: Path, size: int) -> int:
-    """Where the last whole line ends: a killed process may have left half a line after it."""
-    if size == 0:
-        return 0
-    with path.open("rb") as file:
+def _cut_torn_line(path: Path) -> None:
+    """Drop what a killed process left after the last line break, so that the next line stands alone."""
+    if not path.is_file() or path.stat().st_size == 0:
+        return
+    with path.open("rb+") as file:
         file.seek(-1, os.SEEK_END)
-        if file.read(1) == b"\n":
-            return size
-        file.seek(0)
-        return file.read().rfind(b"\n") + 1
+        if file.read(1) != b"\n":
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)

@@ -45,10 +45,10 @@ def read_marked(path: Path) -> Marked:
     import yaml
 
     text = _read_text(path)
-    loader = yaml.SafeLoader(text)
+    lines: dict[KeyPath, int] = {}
     try:
+        loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
-        lines: dict[KeyPath, int] = {}
         if node is None:
             return Marked(path, {}, lines)
         _walk(node, (), lines, path)
@@ -60,8 +60,6 @@ def read_marked(path: Path) -> Marked:
         ) from error
     except yaml.YAMLError as error:  # a control character: no mark
         raise UserError(f"{path}: not valid YAML", str(error).splitlines()[0], "is this the right file?") from error
-    finally:
-        loader.dispose()
 
 
 def _read_text(path: Path) -> str:
