@@ -1,0 +1,1 @@
+"""Pre-training: the loop and what stands around it — recipe, schedules, optimiser, losses, checkpoints, report."""

@@ -1,0 +1,40 @@
+"""Where to compute and how precisely. Automatic choices come with their reason."""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+
+def resolve_device(asked: str) -> tuple[torch.device, str]:
+    """The device for ``auto``, ``cpu`` or ``cuda``, and why."""
+    if asked != "auto":
+        return torch.device(asked), "as asked"
+    if torch.cuda.is_available():
+        return torch.device("cuda"), "CUDA is available"
+    return torch.device("cpu"), "no CUDA here"
+
+
+def resolve_precision(asked: str, device: torch.device) -> tuple[str, str]:
+    """``fp32`` or ``bf16`` for ``auto``, and why.
+
+    bf16 means autocast: matmuls in bfloat16, everything else and all master weights, gradients and optimiser state in
+    float32. It pays only where bfloat16 products are native; elsewhere they are emulated and slower than float32.
+    """
+    if asked != "auto":
+        return asked, "as asked"
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bf16", "this GPU multiplies bfloat16 natively"
+        return "fp32", "this GPU has no native bfloat16"
+    capabilities = torch.cpu.get_capabilities()
+    native = [name for name in ("amx_bf16", "avx512_bf16") if capabilities.get(name)]
+    if native:
+        return "bf16", f"this CPU multiplies bfloat16 natively ({native[0]})"
+    return "fp32", "this CPU has neither amx_bf16 nor avx512_bf16, so bfloat16 would be emulated"
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
+    """The context in which forward passes run."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)

@@ -1,0 +1,129 @@
+"""Pre-training, as in the DeepSeek-V3 paper (arXiv 2412.19437, §2 and §4.2)."""
+
+import math
+import time
+from typing import Any
+
+from torch import Tensor
+
+from nautile.core.errors import NautileError
+from nautile.core.log import progress
+from nautile.core.run_folder import RunFolder
+from nautile.data.prepare import PreparedData
+from nautile.layers.moe import balance
+from nautile.train import metrics
+from nautile.train.begin import Session, already_finished, begin
+from nautile.train.finish import Sampler, finish, validate, write_samples
+from nautile.train.interrupt import stop_on_signals
+from nautile.train.losses import Losses, pretrain_loss
+from nautile.train.optim import clip_gradient_, set_learning_rate
+from nautile.train.precision import autocast
+from nautile.train.recipe import PretrainRecipe
+from nautile.train.schedule import StepSettings, settings_at
+
+
+def pretrain(
+    recipe: PretrainRecipe,
+    run: RunFolder,
+    data: PreparedData,
+    sample: Sampler | None = None,
+    resume: bool = False,
+) -> dict[str, Any]:
+    """Train, validate, export to run/model, and return what run/summary.json holds.
+
+    Args:
+        recipe: The run. With `resume`, it must agree with the recorded one (`recipe.conflicts`).
+        run: Folder of all records.
+        data: Corpus and tokenizer, from `nautile.data.prepare`.
+        sample: Called with the model in eval mode; writes sample texts.
+        resume: Continue from the newest checkpoint of `run`, or from the start if it has none yet.
+
+    Returns:
+        The summary. Its "stopped_by" is None at the end of the run, else "stop_after" or the name of a signal; after a
+        signal there is only a checkpoint, without the last validation and the export.
+
+    Raises:
+        UserError: the recipe contradicts the run, the data or this launch.
+        NautileError: the disk is full, or the gradient is not finite.
+    """
+    if resume and (summary := already_finished(recipe, run)):
+        return summary
+    session = begin(recipe, run, data, resume)
+    recipe, state = session.recipe, session.state
+    steps, last = recipe.train.steps, min(recipe.train.steps, recipe.train.stop_after or recipe.train.steps)
+
+    with stop_on_signals() as stop, progress("pre-training", total=steps, start=state.step) as bar:
+        while state.step < last and not stop:
+            started = time.perf_counter()
+            settings = settings_at(recipe, state.step)
+
+            losses = accumulate_gradients(session, settings)
+            grad_norm = clip_gradient_(state.model.parameters(), recipe.optim.clip_norm)
+            _require_finite(state.step + 1, losses, grad_norm, run)
+
+            set_learning_rate(state.optimizer, settings.lr)
+            state.optimizer.step()
+            state.optimizer.zero_grad(set_to_none=True)
+
+            for router, counts_E in zip(state.model.routers(), losses.counts, strict=True):
+                if router.e_score_correction_bias is not None:
+                    balance.update_bias_(router.e_score_correction_bias, counts_E, settings.bias_speed)
+
+            session.count_step(time.perf_counter() - started)
+            bar.advance(1, _after_step(session, losses, grad_norm, settings, sample))
+
+        session.save()
+    stopped_by = stop.name or ("stop_after" if state.step < steps else None)
+    return finish(session, sample, stopped_by)
+
+
+def accumulate_gradients(session: Session, settings: StepSettings) -> Losses:
+    """Gradient of the step's whole batch, micro-batch by micro-batch; returns the losses and load of all of it."""
+    recipe, state = session.recipe, session.state
+    micro_batches = recipe.train.batch_size // (recipe.train.micro_batch_size or recipe.train.batch_size)
+    parts = []
+    for _ in range(micro_batches):
+        batch = next(state.loader)
+        cu_seqlens = batch.cu_seqlens.to(session.device) if recipe.train.separate_documents else None
+        with autocast(recipe.train.precision, session.device):
+            losses = pretrain_loss(
+                state.model,
+                batch.tokens_BW.to(session.device),
+                settings.mtp_weight,
+                recipe.balance.alpha,
+                cu_seqlens,
+            )
+        (losses.total / micro_batches).backward()
+        parts.append(losses.detached())
+    return metrics.merge(parts)
+
+
+def _after_step(
+    session: Session, losses: Losses, grad_norm: Tensor, settings: StepSettings, sample: Sampler | None
+) -> str:
+    """Whatever is due after this step: a line of metrics, validation, samples, a checkpoint. Returns the line."""
+    cadence, step = session.recipe.train, session.state.step
+    ended = step == cadence.steps  # `finish` validates and samples then, on more tokens
+    text = ""
+    line: dict[str, Any] = {"step": step}
+    if step % cadence.log_every == 0 or step == 1 or ended:
+        line |= metrics.measurements(losses, grad_norm, settings, session.speed.read())
+        text = metrics.log_line(line)
+    if step % cadence.validate_every == 0 and not ended:
+        line["val_bits_per_byte"] = validate(session, cadence.validation_tokens)
+    if len(line) > 1:
+        session.run.metrics.append(line | {"tokens": session.state.tokens})
+    if step % cadence.sample_every == 0 and not ended:
+        write_samples(session, sample)
+    if step % cadence.checkpoint_every == 0:
+        session.save()
+    return text
+
+
+def _require_finite(step: int, losses: Losses, grad_norm: Tensor, run: RunFolder) -> None:
+    if not math.isfinite(grad_norm.item()):
+        raise NautileError(
+            f"step {step}: the gradient's norm is {grad_norm.item()}, the loss {losses.main.item()}",
+            "an update with it would destroy the weights, so training stops before it",
+            f"start again with a lower --optim.lr or more --schedule.warmup-steps; {run.path} keeps its checkpoints",
+        )
