@@ -76,6 +76,11 @@ def test_help_lists_every_verb_and_two_examples(words, capsys):
     assert len(re.findall(r"^  nautile ", out, re.M)) == 2
 
 
+def test_a_verbs_help_is_a_success(capsys):
+    assert main(["guide", "--help"]) == 0
+    assert "usage: nautile guide" in capsys.readouterr().out
+
+
 def test_version(capsys):
     assert main(["--version"]) == 0
     assert re.fullmatch(r"nautile \d+\.\d+\.\d+\n", capsys.readouterr().out)

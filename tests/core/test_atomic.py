@@ -99,6 +99,13 @@ def test_an_unwritable_place_is_a_clear_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(NautileError, match=r"cannot write .*file/a"):
         atomic_write_text(tmp_path / "file" / "a", "x")
+    with pytest.raises(NautileError, match=r"cannot write .*file/b/c"), atomic_folder(tmp_path / "file" / "b" / "c"):
+        pass
+
+
+def test_an_input_missing_inside_a_block_is_not_blamed_on_the_output(tmp_path):
+    with pytest.raises(FileNotFoundError), atomic_folder(tmp_path / "out" / "a"):
+        (tmp_path / "input.txt").read_text()
 
 
 def test_other_errors_inside_a_block_pass_through(tmp_path):

@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
         0 when done, 1 after a failure, 2 after the caller's mistake, 130 after Ctrl-C.
     """
     try:
-        code = _dispatch(sys.argv[1:] if argv is None else argv)
+        code = _run(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()  # a closed pipe shows here rather than in the interpreter's shutdown
         return code
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
@@ -69,7 +69,7 @@ def help_text() -> str:
     )
 
 
-def _dispatch(argv: list[str]) -> int:
+def _run(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(help_text())
         return 0
@@ -83,7 +83,10 @@ def _dispatch(argv: list[str]) -> int:
         kind, known = ("option", OPTIONS) if verb.startswith("-") else ("verb", tuple(VERBS))
         raise UserError(f"unknown {kind} {verb!r}", "nautile has no such command", suggestion(verb, known, f"{kind}s"))
     module = importlib.import_module(VERBS[verb][0])
-    return module.main(argv[1:]) or 0
+    try:
+        return module.main(argv[1:]) or 0
+    except SystemExit as ended:  # a verb's --help has been printed
+        return int(ended.code or 0)
 
 
 def _unforeseen(error: Exception) -> NautileError:

@@ -24,16 +24,25 @@ _TORCH_TEXT = re.compile(r"PytorchStreamWriter failed writing|inline_container\.
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn a failed write below this block into a `NautileError` that names `path`; let other errors through."""
+    """Turn a failed write of `path` in this block into a `NautileError` that names it; let other errors through."""
     try:
         yield
     except OSError as error:
+        if not _concerns(error, path):
+            raise
         raise _write_error(path, error.strerror or str(error), error.errno in _FULL) from error
     except Exception as error:
         told = _FULL_TEXT.search(str(error))
         if not told and not _TORCH_TEXT.search(str(error)):
             raise
         raise _write_error(path, told[0] if told else "not all bytes could be written", full=True) from error
+
+
+def _concerns(error: OSError, path: Path) -> bool:
+    """False for a file elsewhere, such as an input that the block reads; a failed write carries no file name."""
+    if error.errno in _FULL or error.filename is None:
+        return True
+    return Path(os.fsdecode(error.filename)).absolute().is_relative_to(path.absolute().parent)
 
 
 def _write_error(path: Path, reason: str, full: bool) -> NautileError:
@@ -62,7 +71,7 @@ def atomic_write_text(path: Path, text: str) -> None:
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
-        _sync_folder(path.parent)
+        _sync(path.parent)
 
 
 @contextmanager
@@ -84,12 +93,12 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             yield partial
             for file in partial.rglob("*"):
                 _sync(file)
-            _sync_folder(partial)
+            _sync(partial)
             _put_in_place(partial, path)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
-        _sync_folder(path.parent)
+        _sync(path.parent)
 
 
 def _put_in_place(partial: Path, path: Path) -> None:
@@ -134,14 +143,9 @@ def _alive(pid: int) -> bool:
 
 
 def _sync(path: Path) -> None:
+    """Wait until a file's bytes, or the names in a folder, are on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the names in `folder` durable; Windows cannot open a folder and needs no such step."""
-    if os.name == "posix":
-        _sync(folder)
