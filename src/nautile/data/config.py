@@ -19,14 +19,13 @@ class DataConfig:
     text_field: str = "text"
     """Key or column that holds the text in .jsonl and .parquet files."""
     max_megabytes: float | None = None
-    """About how much of the corpus to use, drawn evenly by document; null for all of it."""
+    """About how much of the corpus to use, every n-th document of it; null for all of it."""
     validation_fraction: float = 0.05
     """Share of the documents held out; a document's own hash decides, so it never changes sides."""
     fim_rate: float = 0.1
     """Share of the training documents rearranged for fill-in-the-middle (V3: 0.1, DeepSeek-Coder: 0.5)."""
     fim_span: int = 0
-    """Longest text, in characters, that is rearranged as one; longer documents are cut at line ends first, so that
-    prefix, gap and middle fit into one training window. 0: whole documents, as the papers do at 4,096 tokens."""
+    """Longest text in characters that is rearranged as one, so that it fits a window; 0: whole documents (the papers)."""
     shard_megatokens: float = 64.0
     """Size of one token file, in millions of tokens."""
     cache: str = "runs/data"

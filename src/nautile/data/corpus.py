@@ -6,7 +6,7 @@ counted and used once, can never be on both sides.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -106,11 +106,10 @@ class Corpus:
         blocks = (
             block for entry in self if not self.holds_out(entry) for block in spans(entry.document.text, _LONGEST_PART)
         )
-        return thin(blocks, megabytes * 1e6 / self.survey.num_bytes, lambda block: len(block.encode()))
+        return thin(blocks, megabytes * 1e6 / self.survey.num_bytes)
 
     def _entries(self, tally: Survey) -> Iterator[Entry]:
-        unique = _unique(self._source.documents(tally.skipped), tally)
-        return thin(unique, self._share, lambda entry: entry.num_bytes)
+        return thin(_unique(self._source.documents(tally.skipped), tally), self._share)
 
     def _read_through(self) -> Survey:
         tally = Survey()
@@ -137,17 +136,12 @@ def open_source(config: DataConfig) -> Source:
     return Files(config.paths, config.text_field)
 
 
-def thin(items: Iterable[T], share: float, size: Callable[[T], int]) -> Iterator[T]:
-    """Every item while the part taken is below `share` of what has gone by: an even draw that needs no chance.
-
-    Sizes taken add up to `share` of all, give or take one item; the first item is always taken.
-    """
-    passed = taken = 0
-    for item in items:
-        now = size(item)
-        passed += now
+def thin(items: Iterable[T], share: float) -> Iterator[T]:
+    """Every (1 / `share`)-th item, the first one included: an even draw that needs no chance and favours no size."""
+    taken = 0
+    for passed, item in enumerate(items, start=1):
         if taken < share * passed:
-            taken += now
+            taken += 1
             yield item
 
 

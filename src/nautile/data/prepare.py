@@ -17,11 +17,12 @@ import numpy as np
 from nautile.core.config import to_mapping
 from nautile.core.errors import UserError
 from nautile.core.log import log, progress, warn
+from nautile.core.nearest import suggestion
 from nautile.core.run_folder import atomic_folder
 from nautile.data.config import DataConfig
 from nautile.data.corpus import Corpus, Entry, open_source
 from nautile.data.shards import ShardWriter, TokenShards
-from nautile.data.sources.document import Document, Source
+from nautile.data.sources.document import Source
 from nautile.text import fim
 from nautile.text.config import TokenizerConfig
 from nautile.text.pretokenize import RULES
@@ -59,6 +60,10 @@ class PreparedData:
             NautileError: it is damaged.
         """
         folder = Path(folder)
+        if not (folder / _REPORT).is_file():
+            beside = [str(report.parent) for report in folder.parent.glob(f"*/{_REPORT}")]
+            cure = suggestion(str(folder), beside, "prepared corpora beside it") if beside else "nautile data prepare"
+            raise UserError(f"{folder} holds no prepared corpus", f"there is no {_REPORT} in it", cure)
         train, validation = TokenShards(folder / "train"), TokenShards(folder / "validation")
         report = json.loads((folder / _REPORT).read_text("utf-8"))
         return cls(folder, Tokenizer.load(folder / "tokenizer"), train, validation, {**report, "reused": reused})
@@ -68,13 +73,9 @@ class PreparedData:
         """Name of everything that this was made from; equal fingerprints are equal tokens."""
         return self.report["fingerprint"]
 
-    def read_validation_documents(self, n: int) -> list[Document]:
-        """The first `n` held-out documents, names and texts."""
+    def read_validation_texts(self, n: int) -> list[tuple[str, str]]:
+        """(name, text) of the first `n` held-out documents."""
         return read_documents(self.validation, self.tokenizer, n)
-
-    def read_validation_texts(self, n: int) -> list[str]:
-        """The texts of the first `n` held-out documents."""
-        return [document.text for document in self.read_validation_documents(n)]
 
 
 def prepare(data: DataConfig, tokenizer: TokenizerConfig) -> PreparedData:
@@ -130,10 +131,10 @@ def fingerprint(data: DataConfig, tokenizer: TokenizerConfig, source: Source) ->
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).hexdigest()
 
 
-def read_documents(shards: TokenShards, tokenizer: Tokenizer, n: int) -> list[Document]:
-    """The first `n` documents of a split, decoded; of a rearranged one, special tokens are left out."""
+def read_documents(shards: TokenShards, tokenizer: Tokenizer, n: int, special: bool = False) -> list[tuple[str, str]]:
+    """(name, text) of the first `n` documents of a split; `special` shows the special tokens, too."""
     names = shards.names()[:n]
-    return [Document(name, tokenizer.decode(shards.document(index))) for index, name in enumerate(names)]
+    return [(name, tokenizer.decode(shards.document(index), not special)) for index, name in enumerate(names)]
 
 
 def _existing_tokenizer(config: TokenizerConfig) -> Tokenizer | None:
