@@ -38,5 +38,5 @@ def grouped_cache_cost(shape: Shape, groups: int | None = None) -> CacheCost:
     """
     attention = shape.attention
     head_dim = attention.nope if isinstance(attention, LatentAttention) else attention.head_dim
-    name = "as MHA" if groups is None else f"as GQA, {groups} groups"
+    name = "MHA" if groups is None else f"GQA, {groups} groups"
     return CacheCost(name, 2 * (groups or shape.heads) * head_dim * shape.layers)

@@ -86,7 +86,8 @@ def _attention_activations(shape: Shape, sequence_length: int) -> int:
 def _moe_activations(shape: Shape) -> int:
     """Elements per token: the normed input, gate and up of K experts, the shared expert, the router's scores."""
     experts = shape.experts
-    assert experts is not None
+    if experts is None:
+        return 0
     routed = 2 * experts.per_token * experts.width
     return shape.hidden + routed + 3 * experts.shared * experts.width + 2 * experts.routed
 

@@ -1,0 +1,72 @@
+"""Where a plan's shape comes from: a recipe, a preset, a published model, or a config.json."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from nautile.core.errors import UserError
+from nautile.core.nearest import suggestion
+from nautile.models.accounting.published import PUBLISHED
+from nautile.models.accounting.shape import Shape, shape_from_config
+from nautile.models.deepseek_v3.config import PRESETS
+from nautile.train.recipe import load_recipe, shipped_recipes
+
+
+@dataclass(frozen=True)
+class Source:
+    """A shape, and what its origin says about the batch."""
+
+    shape: Shape
+    origin: str
+    """Sentence part for the reader: "recipe v3-micro"."""
+    sequence_length: int | None = None
+    """Tokens per sequence, where the origin is a recipe."""
+    batch_size: int | None = None
+    """Sequences per forward, likewise."""
+
+
+def find_source(word: str) -> Source:
+    """What `word` names. A recipe comes before a preset of the same name: it says more.
+
+    Raises:
+        UserError: Nothing of that name; the nearest one is suggested.
+    """
+    path = Path(word)
+    if path.suffix in (".yaml", ".yml") or word in shipped_recipes():
+        return _from_recipe(word)
+    if word in PRESETS:
+        return Source(shape_from_config(PRESETS[word].to_hf(), word), f"preset {word}")
+    if word in PUBLISHED:
+        return Source(PUBLISHED[word], f"published model {word}")
+    for file in (path, path / "config.json", path / "model" / "config.json"):
+        if file.is_file():
+            return _from_json(file)
+    if (path / "config.yaml").is_file():  # a run that has not exported its model yet
+        return _from_recipe(str(path / "config.yaml"))
+    names = [*shipped_recipes(), *PRESETS, *PUBLISHED]
+    raise UserError(
+        f"nothing to plan is called {word!r}",
+        "it is no recipe, preset or published model, and no config.json lies there",
+        suggestion(word, dict.fromkeys(names), "names"),
+    )
+
+
+def _from_recipe(word: str) -> Source:
+    recipe = load_recipe(word)
+    shape = shape_from_config(recipe.model.to_hf(), recipe.name)
+    batch = recipe.train.micro_batch_size or recipe.train.batch_size
+    return Source(shape, f"recipe {word}", recipe.train.sequence_length, batch)
+
+
+def _from_json(file: Path) -> Source:
+    try:
+        published = json.loads(file.read_text("utf-8"))
+    except ValueError as error:
+        raise UserError(
+            f"{file} is not JSON: {error}",
+            "a plan reads a model's config.json, or a recipe whose name ends in .yaml",
+            "check the file",
+        ) from error
+    if not isinstance(published, dict):
+        raise UserError(f"{file} holds no JSON object", "a config.json is one", "check the file")
+    return Source(shape_from_config(published, str(file)), str(file))
