@@ -62,22 +62,3 @@ def test_a_broken_off_answer_is_remembered_and_a_refused_line_is_not(llm, tokeni
     with pytest.raises(UserError, match="the prompt has"):
         list(talking.reply("x" * 100))
     assert talking.turns == []
-
-
-def test_templates_run_in_a_sandbox_and_may_refuse(tokenizer):
-    escape = ChatTemplate("{{ messages.__class__.__mro__ }}", tokenizer)
-    with pytest.raises(UserError, match="refused"):
-        escape.render([{"role": "user", "content": "a"}])
-    strict = ChatTemplate("{{ raise_exception('roles must alternate') }}", tokenizer)
-    with pytest.raises(UserError, match="roles must alternate"):
-        strict.render([])
-    with pytest.raises(UserError, match="does not parse"):
-        ChatTemplate("{% for %}", tokenizer)
-
-
-def test_templates_are_found_where_models_keep_them(folder, tokenizer, tmp_path):
-    assert ChatTemplate.load(folder / "model", tokenizer) is None
-    (tmp_path / "tokenizer_config.json").write_text('{"chat_template": [{"name": "default", "template": "old"}]}')
-    assert ChatTemplate.load(tmp_path, tokenizer).render([]) == "old"
-    (tmp_path / "chat_template.jinja").write_text("new")
-    assert ChatTemplate.load(tmp_path, tokenizer).render([]) == "new"

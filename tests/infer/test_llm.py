@@ -61,13 +61,26 @@ def test_a_seeded_request_is_the_same_alone_and_in_a_batch(model):
     assert LLM(model).generate(RAGGED, SamplingParams(max_tokens=12, seed=12, ignore_eos=True)) != together
 
 
-def test_a_training_model_is_handed_back_training(model):
-    model.train()
-    try:
-        LLM(model).generate([[1]], GREEDY)
-        assert model.training
-    finally:
-        model.eval()
+def test_a_training_model_is_handed_back_training_and_can_train_on(make_model):
+    model = make_model().train()
+    LLM(model).generate([[1]], GREEDY)
+    assert model.training
+    model(torch.tensor([[1, 2, 3]])).sum().backward()
+    assert all(p.grad is not None for p in model.model.parameters())
+
+
+def test_bfloat16_weights_generate(folder):
+    llm = LLM(folder, dtype=torch.bfloat16)
+    assert llm.model.lm_head.weight.dtype == torch.bfloat16
+    alone = [llm.generate(prompt, GREEDY)[0].token_ids for prompt in RAGGED]
+    assert [len(tokens) for tokens in alone] == [12] * 4
+    # Not exactly the tokens of the full forward: the absorbed form rounds elsewhere.
+    agree = [
+        a == b
+        for p, t in zip(RAGGED, alone, strict=True)
+        for a, b in zip(t, greedy_by_full_forward(llm.model, p, 12), strict=True)
+    ]
+    assert sum(agree) > len(agree) / 2
 
 
 def test_eos_ends_an_answer_unless_ignored(make_model):
