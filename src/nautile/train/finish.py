@@ -90,5 +90,5 @@ def _next_commands(session: Session, stopped_by: str | None) -> list[str]:
     path = session.run.path
     resume = [f"nautile pretrain --resume {path}"] if stopped_by else []
     exported = session.run.model.is_dir()
-    talk = [f"nautile generate {path} --prompt 'def mean(values):'", f"nautile chat {path}"] if exported else []
+    talk = [f"nautile generate {path} 'def mean(values):'", f"nautile chat {path}"] if exported else []
     return [*resume, *talk]
