@@ -25,7 +25,7 @@ class DataConfig:
     fim_rate: float = 0.1
     """Share of the training documents rearranged for fill-in-the-middle (V3: 0.1, DeepSeek-Coder: 0.5)."""
     fim_span: int = 0
-    """Longest text in characters that is rearranged as one, so that it fits a window; 0: whole documents (the papers)."""
+    """Longest text, in characters, rearranged as one, to fit a window; 0: whole documents, as in the papers."""
     shard_megatokens: float = 64.0
     """Size of one token file, in millions of tokens."""
     cache: str = "runs/data"

@@ -137,8 +137,9 @@ def _check_one_batch(shards: TokenShards, rows: int, window: int) -> None:
     needed = rows * (window - 1) + 1
     if shards.num_tokens >= needed:
         return
+    batch = f"1 row of {window} needs" if rows == 1 else f"{rows} rows of {window} need"
     raise UserError(
-        f"{shards.folder} holds {shards.num_tokens} tokens, but {rows} rows of {window} need {needed}",
+        f"{shards.folder} holds {shards.num_tokens} tokens, but {batch} {needed}",
         "the corpus is smaller than one batch",
         "give more text (data.paths, data.max-megabytes), or lower the batch size or the sequence length",
     )
