@@ -28,16 +28,19 @@ def causal_attention(
     """
     if q_BSHQ.dim() != 4 or k_BSHQ.shape != q_BSHQ.shape:
         raise ValueError(
-            f"causal_attention: q and k must share one shape [B, S, H, Q], got {list(q_BSHQ.shape)}, {list(k_BSHQ.shape)}"
+            "causal_attention: q and k must share one shape [B, S, H, Q], got "
+            f"{list(q_BSHQ.shape)} and {list(k_BSHQ.shape)}"
         )
     if v_BSHV.dim() != 4 or v_BSHV.shape[:3] != q_BSHQ.shape[:3]:
         raise ValueError(
-            f"causal_attention: v must be [B, S, H, V] with q's B, S, H; got {list(v_BSHV.shape)} for {list(q_BSHQ.shape)}"
+            "causal_attention: v must be [B, S, H, V] with q's B, S, H; got "
+            f"{list(v_BSHV.shape)} for q {list(q_BSHQ.shape)}"
         )
     if not q_BSHQ.dtype.is_floating_point:
         raise ValueError(f"causal_attention: q must be floating point, got {q_BSHQ.dtype}")
     if document_ids_BS is not None and document_ids_BS.shape != q_BSHQ.shape[:2]:
         raise ValueError(
-            f"causal_attention: document_ids must be [B, S] = {list(q_BSHQ.shape[:2])}, got {list(document_ids_BS.shape)}"
+            f"causal_attention: document_ids must be [B, S] = {list(q_BSHQ.shape[:2])}, "
+            f"got {list(document_ids_BS.shape)}"
         )
     return implementation("causal_attention", q_BSHQ)(q_BSHQ, k_BSHQ, v_BSHV, scale, document_ids_BS)

@@ -33,7 +33,8 @@ def linear_cross_entropy(x_TD: Tensor, weight_VD: Tensor, targets_T: Tensor, chu
         )
     if targets_T.shape != x_TD.shape[:1] or targets_T.dtype != torch.int64:
         raise ValueError(
-            f"linear_cross_entropy: targets must be int64 [{x_TD.shape[0]}], got {targets_T.dtype} {list(targets_T.shape)}"
+            f"linear_cross_entropy: targets must be int64 [{x_TD.shape[0]}], "
+            f"got {targets_T.dtype} {list(targets_T.shape)}"
         )
     if chunk < 1:
         raise ValueError(f"linear_cross_entropy: chunk must be at least 1, got {chunk}")

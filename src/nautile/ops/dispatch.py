@@ -1,8 +1,8 @@
 """Which implementation of an op runs, and why: a table to read, not a registry to search.
 
 An implementation is a module ``ops/<backend>/<topic>.py`` with a function of the op's name and
-``why_not(device, dtype) -> str | None``. The first backend of the op's row without a reason wins. ``NAUTILE_OPS=reference``
-or ``with ops.use("reference")`` forces one.
+``why_not(device, dtype) -> str | None``. The first backend of the op's row without a reason wins.
+``NAUTILE_OPS=reference`` or ``with ops.use("reference")`` forces one.
 """
 
 import os

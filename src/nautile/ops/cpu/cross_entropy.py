@@ -27,9 +27,7 @@ def linear_cross_entropy(x_TD: Tensor, weight_VD: Tensor, targets_T: Tensor, chu
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, x_TD: Tensor, weight_VD: Tensor, targets_T: Tensor, chunk: int, dtype: torch.dtype
-    ) -> Tensor:
+    def forward(ctx: Any, x_TD: Tensor, weight_VD: Tensor, targets_T: Tensor, chunk: int, dtype: torch.dtype) -> Tensor:
         need_x, need_weight = ctx.needs_input_grad[:2]
         wide = accumulate_dtype(x_TD)
         x, weight = x_TD.to(dtype), weight_VD.to(dtype)
@@ -82,6 +80,7 @@ def _nll_and_gradient_(logits_TV: Tensor, targets_T: Tensor, wide: torch.dtype, 
         total += nll.masked_fill_(ignored, 0).sum()
         if need_gradient:
             p.scatter_add_(1, target, p.new_full((1, 1), -1.0).expand_as(target))
-            p[ignored] = 0
+            if ignored.any():
+                p[ignored] = 0
             logits.copy_(p)
     return total

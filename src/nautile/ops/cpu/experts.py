@@ -22,7 +22,7 @@ def grouped_swiglu(
 
 
 def _sort_by_expert(experts_TK: Tensor, E: int) -> tuple[Tensor, Tensor, list[tuple[int, int, int]]]:
-    """Order of the T·K choices by expert, its inverse [T, K], and (expert, first row, last row + 1) of non-empty experts."""
+    """Order of the T·K choices by expert, its inverse [T, K], and (expert, first, last + 1 row) where there are any."""
     flat = experts_TK.reshape(-1)
     order_R = torch.argsort(flat, stable=True)
     place_TK = torch.empty_like(order_R).scatter_(0, order_R, torch.arange(flat.numel())).view(experts_TK.shape)

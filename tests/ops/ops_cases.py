@@ -1,0 +1,129 @@
+"""Inputs for every op: odd sizes and the shapes where kernels break."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Case:
+    op: str
+    name: str
+    make: Callable[[torch.Generator], tuple]
+    """float64 arguments of the op, made from a generator."""
+
+    def __str__(self) -> str:
+        return f"{self.op}-{self.name}"
+
+
+def normal(generator: torch.Generator, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def attention(B: int, S: int, H: int, Q: int, V: int, documents: list[int] | None = None, strided: bool = False):
+    def make(generator: torch.Generator) -> tuple:
+        q, k, v = (normal(generator, B, S, H, size) for size in (Q, Q, V))
+        if strided:
+            q, v = q.transpose(1, 2).contiguous().transpose(1, 2), torch.cat([v, v], -1)[..., ::2]
+        ids = None
+        if documents:
+            ids = torch.bucketize(torch.arange(B * S), torch.tensor(documents), right=True).view(B, S)
+        return q, k, v, 0.7 * Q**-0.5, ids
+
+    return make
+
+
+def experts(T: int, D: int, F: int, E: int, K: int, chosen: Callable | None = None, strided: bool = False):
+    def make(generator: torch.Generator) -> tuple:
+        if chosen is None:
+            choice = torch.stack([torch.randperm(E, generator=generator)[:K] for _ in range(T)])
+        else:
+            choice = chosen(T, K)
+        x, weights = normal(generator, T, D), normal(generator, T, K)
+        if strided:
+            x, weights, choice = normal(generator, D, T).t(), normal(generator, K, T).t(), choice.t().contiguous().t()
+        return x, normal(generator, E, 2 * F, D) / D**0.5, normal(generator, E, D, F) / F**0.5, choice, weights
+
+    return make
+
+
+def pair(*shape: int, strided: bool = False):
+    def make(generator: torch.Generator) -> tuple:
+        if strided:
+            both = normal(generator, *shape[:-1], 2 * shape[-1])
+            return both[..., : shape[-1]], both[..., shape[-1] :]
+        return normal(generator, *shape), normal(generator, *shape)
+
+    return make
+
+
+def norm(*shape: int, strided: bool = False, size: float = 1.0):
+    def make(generator: torch.Generator) -> tuple:
+        x = size * (normal(generator, *shape[:-1], shape[-1] + 3)[..., 2:-1] if strided else normal(generator, *shape))
+        return x, normal(generator, shape[-1]), 1e-6
+
+    return make
+
+
+def rotation(B: int, S: int, H: int, R: int, strided: bool = False):
+    def make(generator: torch.Generator) -> tuple:
+        x = normal(generator, B, S, H, R + 5)[..., 5:] if strided else normal(generator, B, S, H, R)
+        angle = normal(generator, B, S, R // 2)
+        return x, angle.cos(), angle.sin()
+
+    return make
+
+
+def loss(T: int, D: int, V: int, chunk: int, ignored: tuple[int, ...] = (), size: float = 1.0, strided: bool = False):
+    def make(generator: torch.Generator) -> tuple:
+        targets = torch.randint(0, V, (T,), generator=generator)
+        targets[list(ignored)] = -100
+        x = normal(generator, D, T).t() if strided else normal(generator, T, D)
+        return size * x, normal(generator, V, D), targets, chunk
+
+    return make
+
+
+def one_expert(T: int, K: int) -> Tensor:
+    return torch.full((T, K), 2)
+
+
+def without_expert_zero(T: int, K: int) -> Tensor:
+    return (torch.arange(T)[:, None] + torch.arange(K)) % 3 + 1
+
+
+CASES = [
+    Case("causal_attention", "odd", attention(2, 13, 3, 6, 5)),
+    Case("causal_attention", "one-token", attention(1, 1, 2, 4, 3)),
+    Case("causal_attention", "several-blocks", attention(1, 70, 1, 4, 6)),
+    Case("causal_attention", "documents", attention(2, 11, 2, 4, 3, documents=[0, 4, 5, 11, 17, 22])),
+    Case("causal_attention", "documents-over-blocks", attention(1, 69, 1, 4, 3, documents=[0, 63, 66, 69])),
+    Case("causal_attention", "strided", attention(2, 9, 2, 5, 4, strided=True)),
+    Case("grouped_swiglu", "odd", experts(19, 7, 5, 6, 3)),
+    Case("grouped_swiglu", "empty-experts", experts(9, 4, 3, 8, 2, without_expert_zero)),
+    Case("grouped_swiglu", "all-to-one", experts(7, 6, 4, 5, 1, one_expert)),
+    Case("grouped_swiglu", "same-expert-twice", experts(5, 6, 4, 5, 2, one_expert)),
+    Case("grouped_swiglu", "no-tokens", experts(0, 6, 4, 5, 2, one_expert)),
+    Case("grouped_swiglu", "one-token", experts(1, 6, 4, 5, 2)),
+    Case("grouped_swiglu", "strided", experts(11, 6, 4, 5, 2, strided=True)),
+    Case("swiglu", "odd", pair(5, 7)),
+    Case("swiglu", "three-dimensions", pair(2, 3, 5)),
+    Case("swiglu", "empty", pair(0, 7)),
+    Case("swiglu", "halves-of-one-tensor", pair(6, 5, strided=True)),
+    Case("rms_norm", "odd", norm(5, 7)),
+    Case("rms_norm", "four-dimensions", norm(2, 3, 2, 9)),
+    Case("rms_norm", "tiny-values", norm(3, 5, size=1e-4)),
+    Case("rms_norm", "strided", norm(4, 6, strided=True)),
+    Case("rotate_interleaved", "odd", rotation(2, 5, 3, 6)),
+    Case("rotate_interleaved", "one-pair", rotation(1, 3, 1, 2)),
+    Case("rotate_interleaved", "strided", rotation(2, 3, 2, 8, strided=True)),
+    Case("linear_cross_entropy", "odd", loss(11, 5, 13, chunk=4)),
+    Case("linear_cross_entropy", "one-chunk", loss(7, 5, 13, chunk=64)),
+    Case("linear_cross_entropy", "several-row-blocks", loss(150, 3, 5, chunk=149)),
+    Case("linear_cross_entropy", "ignored", loss(9, 5, 13, chunk=4, ignored=(0, 3, 8))),
+    Case("linear_cross_entropy", "all-ignored", loss(5, 4, 7, chunk=2, ignored=tuple(range(5)))),
+    Case("linear_cross_entropy", "huge-logits", loss(6, 5, 13, chunk=4, size=100.0)),
+    Case("linear_cross_entropy", "strided", loss(9, 5, 13, chunk=4, strided=True)),
+]

@@ -1,0 +1,95 @@
+"""The table of backends: what it chooses, what forces it, what it says."""
+
+import pytest
+import torch
+
+from nautile import ops
+from nautile.core.errors import UserError
+from nautile.ops.dispatch import TABLE, implementation
+
+
+def backend_of(op: str) -> str:
+    return implementation(op, torch.zeros(1)).__module__.split(".")[-2]
+
+
+def test_the_first_backend_without_a_reason_wins() -> None:
+    assert {choice.op: choice.backend for choice in ops.choices()} == dict.fromkeys(TABLE, "cpu")
+
+
+def test_a_device_without_a_fast_backend_gets_the_reference_and_the_reason() -> None:
+    for choice in ops.choices("meta"):
+        assert choice.backend == "reference"
+        assert choice.passed_over == {"cpu": "tensors are on meta"}
+
+
+def test_a_dtype_without_a_fast_backend_gets_the_reference() -> None:
+    assert {choice.backend for choice in ops.choices(dtype=torch.float16)} == {"reference"}
+
+
+def test_use_forces_one_and_ends_with_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    with ops.use("reference"):
+        assert backend_of("rms_norm") == "reference"
+        with ops.use("cpu"):
+            assert backend_of("rms_norm") == "cpu"
+    assert backend_of("rms_norm") == "cpu"
+
+
+def test_the_environment_forces_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NAUTILE_OPS", "reference")
+    assert backend_of("causal_attention") == "reference"
+    assert ops.choices()[0].passed_over == {"cpu": "reference is forced"}
+
+
+def test_unknown_backend_names_the_known_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="cpu, reference"), ops.use("cuda"):
+        pass
+    monkeypatch.setenv("NAUTILE_OPS", "fast")
+    with pytest.raises(UserError, match="'fast'"):
+        ops.rms_norm(torch.ones(2), torch.ones(2), 1e-6)
+
+
+def test_a_forced_backend_that_cannot_run_says_why() -> None:
+    with ops.use("cpu"), pytest.raises(UserError, match="tensors are on meta"):
+        ops.rms_norm(torch.ones(2, device="meta"), torch.ones(2, device="meta"), 1e-6)
+
+
+WRONG = [
+    (lambda: ops.rms_norm(torch.ones(2, 3), torch.ones(2), 1e-6), r"weight must be \[3\]"),
+    (lambda: ops.swiglu(torch.ones(2, 3), torch.ones(3, 2)), "must agree"),
+    (lambda: ops.swiglu(torch.ones(2), torch.ones(2).double()), "must agree"),
+    (lambda: ops.rotate_interleaved(torch.ones(1, 2, 1, 3), torch.ones(1, 2, 1), torch.ones(1, 2, 1)), "R/2"),
+    (lambda: ops.rotate_interleaved(torch.ones(2, 4), torch.ones(2, 2), torch.ones(2, 2)), "R/2"),
+    (
+        lambda: ops.causal_attention(torch.ones(1, 2, 1, 4), torch.ones(1, 3, 1, 4), torch.ones(1, 2, 1, 4), 1.0),
+        "q and k",
+    ),
+    (lambda: ops.causal_attention(*[torch.ones(1, 2, 1, 4)] * 2, torch.ones(1, 3, 1, 4), 1.0), "v must"),
+    (lambda: ops.causal_attention(*[torch.ones(1, 2, 1, 4)] * 3, 1.0, torch.zeros(2)), "document_ids"),
+    (lambda: ops.causal_attention(*[torch.ones(1, 2, 1, 4).long()] * 3, 1.0), "floating"),
+    (lambda: ops.linear_cross_entropy(torch.ones(2, 3), torch.ones(5, 4), torch.zeros(2).long()), "weight"),
+    (lambda: ops.linear_cross_entropy(torch.ones(2, 3), torch.ones(5, 3), torch.zeros(2)), "int64"),
+    (lambda: ops.linear_cross_entropy(torch.ones(2, 3), torch.ones(5, 3), torch.zeros(2).long(), chunk=0), "chunk"),
+    (lambda: experts(x=torch.ones(2, 4)), "gate_up"),
+    (lambda: experts(down=torch.ones(2, 3, 5)), "down must"),
+    (lambda: experts(chosen=torch.zeros(2, 1)), "int64"),
+    (lambda: experts(weights=torch.ones(2, 2)), "weights"),
+    (lambda: experts(chosen=torch.full((2, 1), 7)), r"in \[0, 2\)"),
+    (lambda: experts(chosen=torch.full((2, 1), -1)), r"in \[0, 2\)"),
+]
+
+
+def experts(x=None, down=None, chosen=None, weights=None) -> torch.Tensor:
+    """A grouped_swiglu of E = 2, D = 3, F = 4, with one argument replaced."""
+    return ops.grouped_swiglu(
+        torch.ones(2, 3) if x is None else x,
+        torch.ones(2, 8, 3),
+        torch.ones(2, 3, 4) if down is None else down,
+        torch.zeros(2, 1, dtype=torch.int64) if chosen is None else chosen,
+        torch.ones(2, 1) if weights is None else weights,
+    )
+
+
+@pytest.mark.parametrize(("call", "message"), WRONG)
+def test_wrong_arguments_are_named(call, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
