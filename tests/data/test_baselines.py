@@ -71,9 +71,12 @@ def test_the_discount_is_chosen_without_the_held_out_text(write_shards, monkeypa
     train = write_shards([markov_stream(rng, 400)], V, 10**6)
     used = []
     probabilities = Bigrams.probabilities
-    monkeypatch.setattr(
-        Bigrams, "probabilities", lambda self, tokens, d: used.append((len(tokens), d)) or probabilities(self, tokens, d)
-    )
+
+    def noting(self, tokens, discount):
+        used.append((len(tokens), discount))
+        return probabilities(self, tokens, discount)
+
+    monkeypatch.setattr(Bigrams, "probabilities", noting)
     for tokens in ([1, 2, 3, 4, 5], [5, 5, 5, 5, 5, 5]):
         bigram_bits_per_byte(train, write_shards([tokens], V), V)
     tried, final = used[: len(DISCOUNTS)], used[len(DISCOUNTS)]

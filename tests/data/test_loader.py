@@ -85,7 +85,9 @@ def test_a_document_start_that_is_only_a_target_is_no_boundary(write_shards):
 
 
 @FEW
-@given(tokens=st.integers(8, 100), window=st.integers(2, 8), limit=st.none() | st.integers(1, 9), rows=st.integers(1, 4))
+@given(
+    tokens=st.integers(8, 100), window=st.integers(2, 8), limit=st.none() | st.integers(1, 9), rows=st.integers(1, 4)
+)
 def test_validation_scores_every_token_at_most_once_in_order(write_stream, tokens, window, limit, rows):
     shards = write_stream(tokens)
     batches = list(sequential_windows(shards, window, limit, rows))

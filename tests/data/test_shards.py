@@ -21,7 +21,7 @@ def test_what_is_written_is_read_wherever_the_files_end(write_shards, documents,
     assert [shards.document(index).tolist() for index in range(len(documents))] == documents
     assert shards.num_tokens == len(stream)
     assert shards.num_bytes == sum(token % 4 for token in stream) == shards.count_bytes(np.array(stream))
-    begins = [start for start in np.cumsum([0, *map(len, documents)])[:-1].tolist()]
+    begins = np.cumsum([0, *map(len, documents)])[:-1].tolist()
     assert shards.document_starts.tolist() == begins
     inside = [begin - start for begin in begins if start <= begin < start + length]
     assert shards.starts_within(start, length).tolist() == inside

@@ -17,9 +17,11 @@ from nautile.text.config import TokenizerConfig
 if TYPE_CHECKING:
     from nautile.data.prepare import PreparedData
 
-EXAMPLES = (
+PREPARE_EXAMPLES = (
     "nautile data prepare --data.source files --data.paths my-texts notes.jsonl",
     "nautile data prepare --tokenizer.vocab-size 8192",
+)
+SHOW_EXAMPLES = (
     "nautile data show runs/data/0123456789abcdef",
     "nautile data show runs/data/0123456789abcdef --split train --documents 5",
 )
@@ -59,12 +61,13 @@ def main(argv: Sequence[str]) -> int:
         "prepare": (_prepare, "read a corpus, train its tokenizer, write token shards; finds finished work again"),
         "show": (_show, "figures and some decoded documents of a prepared corpus"),
     }
-    return run_action("nautile data", "Turn text into packed token shards.", actions, EXAMPLES, argv)
+    examples = (PREPARE_EXAMPLES[0], SHOW_EXAMPLES[0])
+    return run_action("nautile data", "Turn text into packed token shards.", actions, examples, argv)
 
 
 def _prepare(argv: Sequence[str]) -> int:
     description = "Read a corpus, hold some of it out, and write packed token shards. Finished work is found again."
-    args = parse(PrepareArgs, PrepareArgs(), argv, "nautile data prepare", description, EXAMPLES[:2])
+    args = parse(PrepareArgs, PrepareArgs(), argv, "nautile data prepare", description, PREPARE_EXAMPLES)
 
     from nautile.data.prepare import prepare
 
@@ -75,7 +78,7 @@ def _prepare(argv: Sequence[str]) -> int:
 
 def _show(argv: Sequence[str]) -> int:
     description = "Figures and some decoded documents of a prepared corpus."
-    args = parse(ShowArgs, None, argv, "nautile data show", description, EXAMPLES[2:])
+    args = parse(ShowArgs, None, argv, "nautile data show", description, SHOW_EXAMPLES)
     if args.documents < 0 or args.characters < 1:
         raise UserError(
             f"--documents {args.documents} --characters {args.characters} is not possible",

@@ -17,9 +17,13 @@ from nautile.text.config import TokenizerConfig
 if TYPE_CHECKING:
     from nautile.text.tokenizer import Tokenizer
 
-EXAMPLES = (
+TRAIN_EXAMPLES = (
     "nautile tokenizer train --out my-tokenizer --tokenizer.vocab-size 8192",
+    "nautile tokenizer train --out my-tokenizer --data.source files --data.paths my-texts",
+)
+SHOW_EXAMPLES = (
     'nautile tokenizer show my-tokenizer "def add(a, b): return a + b"',
+    'nautile tokenizer show runs/demo/model "<｜User｜>Hello" --parse-special',
 )
 
 
@@ -53,12 +57,13 @@ def main(argv: Sequence[str]) -> int:
         "train": (_train, "learn a byte-level BPE vocabulary from a corpus"),
         "show": (_show, "the tokens of a text, one a line"),
     }
-    return run_action("nautile tokenizer", "Train a tokenizer, or look at one.", actions, EXAMPLES, argv)
+    examples = (TRAIN_EXAMPLES[0], SHOW_EXAMPLES[0])
+    return run_action("nautile tokenizer", "Train a tokenizer, or look at one.", actions, examples, argv)
 
 
 def _train(argv: Sequence[str]) -> int:
     description = "Learn a byte-level BPE vocabulary from the training split of a corpus."
-    args = parse(TrainArgs, None, argv, "nautile tokenizer train", description, EXAMPLES)
+    args = parse(TrainArgs, None, argv, "nautile tokenizer train", description, TRAIN_EXAMPLES)
     if args.tokenizer.path:
         raise UserError(
             f"--tokenizer.path {args.tokenizer.path} names an existing tokenizer",
@@ -87,7 +92,7 @@ def _train(argv: Sequence[str]) -> int:
 
 
 def _show(argv: Sequence[str]) -> int:
-    args = parse(ShowArgs, None, argv, "nautile tokenizer show", "The tokens of a text, one a line.", EXAMPLES[::-1])
+    args = parse(ShowArgs, None, argv, "nautile tokenizer show", "The tokens of a text, one a line.", SHOW_EXAMPLES)
 
     from nautile.text.tokenizer import Tokenizer
 
