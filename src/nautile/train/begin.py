@@ -145,12 +145,20 @@ def _facts(recipe: PretrainRecipe, data: PreparedData, state: TrainState, device
         "unigram_bits_per_byte": unigram_bits_per_byte(data.train, data.validation, vocab_size),
         "bigram_bits_per_byte": bigram_bits_per_byte(data.train, data.validation, vocab_size),
         "tokens_per_byte": data.train.num_tokens / data.train.num_bytes,
-        "data": data.report,
+        "data": _figures(data.report),
         "device": str(device),
         "precision": recipe.train.precision,
         "gemm_peak_gflops": measure_gemm_peak(dtype) if device.type == "cpu" else None,
         "backends": [asdict(choice) for choice in dispatch.choices(device, dtype)],
     }
+
+
+def _figures(report: dict[str, Any]) -> dict[str, Any]:
+    """The report's plain values, and those of both splits as "train tokens" and the like."""
+    plain = {key: value for key, value in report.items() if not isinstance(value, dict | list)}
+    splits = {f"{split} {key}": value for split in ("train", "validation") for key, value in report[split].items()}
+    skipped = {f"left out: {reason}": found["count"] for reason, found in report["skipped"].items()}
+    return plain | splits | skipped
 
 
 def _one_rank_only() -> None:

@@ -126,14 +126,15 @@ def heat_map_figure(lines: Lines) -> str:
 
 
 def _draw_heat_maps(figure: "Figure", lines: Lines, shown: Sequence[int], rows: int) -> None:
+    from matplotlib.cm import ScalarMappable
     from matplotlib.colors import LogNorm
 
     panels = figure.subplots(rows, min(2, len(shown)), squeeze=False, sharex=True).flatten()
-    image = None
+    scale = ScalarMappable(LogNorm(0.25, 4), "RdBu_r")
     for panel, layer in zip(panels, shown, strict=False):
         load = _load(lines, layer)
-        image = panel.imshow(
-            load, aspect="auto", origin="lower", interpolation="nearest", cmap="RdBu_r", norm=LogNorm(0.25, 4),
+        panel.imshow(
+            load, aspect="auto", origin="lower", interpolation="nearest", cmap=scale.cmap, norm=scale.norm,
             extent=(lines[0]["step"], lines[-1]["step"] + 1e-6, -0.5, len(load) - 0.5),
         )  # fmt: skip
         panel.set_title(f"MoE layer {layer + 1}", loc="left", fontsize=8.5, color=INK)
@@ -142,7 +143,7 @@ def _draw_heat_maps(figure: "Figure", lines: Lines, shown: Sequence[int], rows: 
         panel.set_axis_off()
     figure.supxlabel("step", fontsize=9, color=INK)
     figure.supylabel("expert", fontsize=9, color=INK)
-    bar = figure.colorbar(image, ax=list(panels), ticks=[0.25, 0.5, 1, 2, 4], format="%g×", shrink=0.9, aspect=30)
+    bar = figure.colorbar(scale, ax=list(panels), ticks=[0.25, 0.5, 1, 2, 4], format="%g×", shrink=0.9, aspect=30)
     bar.ax.minorticks_off()
     bar.outline.set_visible(False)
 

@@ -1,8 +1,11 @@
 """Where to compute and how precisely. Automatic choices come with their reason."""
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
 
 import torch
+
+Precision = Literal["fp32", "bf16"]
 
 
 def resolve_device(asked: str) -> tuple[torch.device, str]:
@@ -14,7 +17,7 @@ def resolve_device(asked: str) -> tuple[torch.device, str]:
     return torch.device("cpu"), "no CUDA here"
 
 
-def resolve_precision(asked: str, device: torch.device) -> tuple[str, str]:
+def resolve_precision(asked: Literal["auto", "fp32", "bf16"], device: torch.device) -> tuple[Precision, str]:
     """``fp32`` or ``bf16`` for ``auto``, and why.
 
     bf16 means autocast: matmuls in bfloat16, everything else and all master weights, gradients and optimiser state in

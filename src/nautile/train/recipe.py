@@ -201,7 +201,7 @@ def _rules(r: PretrainRecipe) -> list[tuple[bool, str, str, str]]:
             "use longer sequences",
         ),
         (
-            bool(r.tokenizer.path) or r.tokenizer.vocab_size <= r.model.vocab_size,
+            r.tokenizer.vocab_size <= r.model.vocab_size,
             f"tokenizer.vocab_size {r.tokenizer.vocab_size} exceeds model.vocab_size {r.model.vocab_size}",
             "some tokens would have no embedding",
             f"--tokenizer.vocab-size {r.model.vocab_size}",
