@@ -89,6 +89,15 @@ def _run(argv: list[str]) -> int:
         return int(ended.code or 0)
 
 
+def _let_waiting_threads_sleep() -> None:
+    """Make OpenMP threads sleep at barriers, unless the user has decided; read when torch is first imported.
+
+    Where other programs want the cores too, spinning threads wait for descheduled ones: training in bf16 on two busy
+    cores ran 15 times slower with spinning (docs/log.md).
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
 def _unforeseen(error: Exception) -> NautileError:
     lines = str(error).strip().splitlines() or [""]
     return NautileError(
