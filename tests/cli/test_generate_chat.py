@@ -112,3 +112,13 @@ def test_a_refused_line_is_explained_and_the_conversation_goes_on(capsys):
     chat.talk(conversation, scripted("one", "two"))
     assert conversation.heard == ["one", "two"]
     assert capsys.readouterr().err.count("the prompt has 99 tokens") == 2
+
+
+@pytest.mark.parametrize("verb", ["generate", "chat"])
+def test_stop_strings_add_up_and_leave_the_prompt_alone(verb):
+    from nautile.cli.flags import parse
+
+    cls = {"generate": generate.GenerateArgs, "chat": chat.ChatArgs}[verb]
+    args = parse(cls, None, ["--stop", "a", "--stop", "b", "model"], f"nautile {verb}", "")
+    assert (args.model, tuple(args.stop)) == ("model", ("a", "b"))
+    assert parse(cls, None, ["model"], f"nautile {verb}", "").stop == ()

@@ -40,8 +40,8 @@ class ChatArgs:
     """Sample from the most likely tokens whose probabilities sum to this."""
     seed: int | None = None
     """Seed of the sampling; without one, every conversation differs."""
-    stop: tuple[str, ...] = ()
-    """Strings that end an answer."""
+    stop: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A string that ends an answer; may be given several times."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the weights."""
 

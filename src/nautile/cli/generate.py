@@ -40,8 +40,8 @@ class GenerateArgs:
     """Sample from the most likely tokens whose probabilities sum to this."""
     seed: int | None = None
     """Seed of the sampling; without one, every call differs."""
-    stop: tuple[str, ...] = ()
-    """Strings that end the text."""
+    stop: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A string that ends the text; may be given several times."""
     ignore_eos: bool = False
     """Go on after the end-of-sentence token."""
     stream: bool = True
