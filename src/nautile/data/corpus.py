@@ -1,8 +1,9 @@
 """Which documents of a source are used, once each, and on which side of the split they fall.
 
-Only the content of a document decides its side: a hash of its text, read as a number in [0, 1), is compared
-with the validation fraction. So a document stays where it is when the corpus grows, and equal texts, which are
-counted and used once, can never be on both sides.
+Only the content of a document decides its side: a hash of its text, read as a number in [0, 1), is compared with the
+validation fraction. So a document stays where it is when the corpus grows, and equal texts, which are counted and used
+once, can never be on both sides. In a corpus of few documents the ones with the smallest and the largest hash are
+placed by hand, so that neither side is empty.
 """
 
 import hashlib

@@ -163,7 +163,7 @@ def _write_tokens(corpus: Corpus, tokenizer: Tokenizer, data: DataConfig, folder
     validation = ShardWriter(folder / "validation", lengths, shard_tokens)
     held_out: list[tuple[bytes, str, list[int]]] = []
     rearranged = 0
-    with progress("tokens", corpus.survey.documents) as bar:
+    with progress("data: documents tokenised", corpus.survey.documents) as bar:
         for entries in _chunks(corpus):
             plans = [_plan(entry, corpus.holds_out(entry), data) for entry in entries]
             encoded = iter(tokenizer.encode_batch([part for plan in plans for sample in plan for part in sample]))
