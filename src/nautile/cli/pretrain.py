@@ -111,8 +111,8 @@ def held_out_sampler(
         from nautile.infer.params import SamplingParams
 
         llm = LLM(model, tokenizer=data.tokenizer)
-        params = SamplingParams(max_tokens=max_tokens, temperature=0.7, top_p=0.95, seed=0)
-        outputs = llm.generate(prompts, params)
+        each = [SamplingParams(max_tokens, temperature=0.7, top_p=0.95, seed=i) for i in range(len(prompts))]
+        outputs = llm.generate(prompts, each)
         return [{"prompt": p, "text": o.text} for p, o in zip(prompts, outputs, strict=True)]
 
     prompts = [_opening(text) for _, text in data.read_validation_texts(texts)]

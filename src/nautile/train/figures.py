@@ -99,11 +99,11 @@ def balance_figure(figure: "Figure", lines: Lines) -> None:
     for layer in range(layers):
         shade = 0.35 + 0.65 * (layer + 1) / layers
         load = [line["load_max_over_mean"][layer] for line in lines]
-        axes.plot(_steps(lines), load, color=TEAL, alpha=shade, lw=1, label=f"MoE layer {layer + 1}")
+        axes.plot(_steps(lines), load, color=TEAL, alpha=shade, lw=1, label=router_name(lines[0], layer))
     axes.axhline(1, color=SOFT, lw=1, ls=(0, (4, 3)))
     axes.set(xlabel="step", ylabel="busiest expert / mean", ylim=(0.9, None))
     if layers <= 6:
-        axes.legend(loc="upper right", ncols=2)
+        axes.legend(loc="best", ncols=2)
 
 
 @_figure(4.7, 2.9)
@@ -137,15 +137,22 @@ def _draw_heat_maps(figure: "Figure", lines: Lines, shown: Sequence[int], rows: 
             load, aspect="auto", origin="lower", interpolation="nearest", cmap=scale.cmap, norm=scale.norm,
             extent=(lines[0]["step"], lines[-1]["step"] + 1e-6, -0.5, len(load) - 0.5),
         )  # fmt: skip
-        panel.set_title(f"MoE layer {layer + 1}", loc="left", fontsize=8.5, color=INK)
+        panel.set_title(router_name(lines[0], layer), loc="left", fontsize=8.5, color=INK)
         panel.grid(False)
     for panel in panels[len(shown) :]:
         panel.set_axis_off()
     figure.supxlabel("step", fontsize=9, color=INK)
-    figure.supylabel("expert", fontsize=9, color=INK)
+    for panel in panels[:: min(2, len(shown))]:
+        panel.set_ylabel("expert")
     bar = figure.colorbar(scale, ax=list(panels), ticks=[0.25, 0.5, 1, 2, 4], format="%g×", shrink=0.9, aspect=30)
     bar.ax.minorticks_off()
     bar.outline.set_visible(False)
+
+
+def router_name(line: dict[str, Any], router: int) -> str:
+    """Name of the router at this place in `expert_counts`: MoE layers bottom to top, then the MTP modules."""
+    layers = len(line["expert_counts"]) - len(line["mtp_loss"])
+    return f"MoE layer {router + 1}" if router < layers else f"MTP module {router - layers + 1}"
 
 
 def _load(lines: Lines, layer: int) -> list[list[float]]:

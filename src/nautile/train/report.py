@@ -29,7 +29,9 @@ def render(run: RunFolder) -> Path:
         )
     content = _content(run, summary, lines)
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=jinja2.select_autoescape(["html.j2"])
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=jinja2.select_autoescape(["html.j2"]),
+        keep_trailing_newline=True,
     )
     for name in ("report.md", "report.html"):
         atomic_write_text(run.path / name, environment.get_template(f"{name}.j2").render(content))
@@ -122,7 +124,7 @@ def _tables(run: RunFolder, summary: dict[str, Any]) -> list[tuple[str, str, lis
         [choice["op"], choice["backend"], "; ".join(f"{b}: {why}" for b, why in choice["passed_over"].items()) or "–"]
         for choice in summary["backends"]
     ]
-    data = [[key, str(value)] for key, value in summary["data"].items() if not isinstance(value, dict | list)]
+    data = [[key.replace("_", " "), _plain(value)] for key, value in summary["data"].items()]
     return [
         ("Machine", "", None, machine),
         ("Kernels", "The first backend without a reason against it runs.", ["op", "runs on", "passed over"], backends),
@@ -132,6 +134,12 @@ def _tables(run: RunFolder, summary: dict[str, Any]) -> list[tuple[str, str, lis
 
 def _as_source(svg: str) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
 def _duration(seconds: float) -> str:

@@ -1,0 +1,91 @@
+import os
+import subprocess
+import sys
+
+import pytest
+
+from nautile.cli.main import main
+from nautile.cli.pretrain import parse
+from nautile.core.errors import UserError
+
+TINY = """
+name: tiny
+model: {preset: v3-nano, vocab_size: 300, hidden_size: 32, num_hidden_layers: 2}
+tokenizer: {vocab_size: 300}
+data: {source: files, paths: [texts], validation_fraction: 0.3, cache: cache}
+schedule: {warmup_steps: 2}
+train: {steps: 6, batch_size: 2, sequence_length: 32, checkpoint_every: 2, log_every: 1, precision: fp32}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A working folder with some text and a recipe over it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "texts").mkdir()
+    for i in range(30):
+        (tmp_path / "texts" / f"{i}.txt").write_text("\n".join(f"line {j} of file {i}" for j in range(30)))
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    return tmp_path
+
+
+def test_flags_stand_over_the_recipe():
+    arguments = parse(["v3-micro", "--train.steps", "7", "--optim.lr=1e-4", "--data.paths", "--train.stop_after", "3"])
+    recipe = arguments.recipe
+    assert (recipe.train.steps, recipe.optim.lr, recipe.train.stop_after) == (7, 1e-4, 3)
+    assert recipe.model.hidden_size == 192
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        ([], "no recipe is given"),
+        (["v3-mirco"], "nautile pretrain v3-micro"),
+        (["v3-nano", "--train.stpes", "3"], "--train.steps"),
+        (["v3-nano", "--train.micro-batch-size", "3"], "does not divide"),
+        (["v3-nano", "--train.steps", "many"], "many"),
+        (["--resume", "runs/missing"], "holds no run"),
+    ],
+)
+def test_mistakes_are_told_with_a_cure(argv, told, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as error:
+        parse(argv)
+    assert told in str(error.value)
+
+
+def test_out_and_resume_exclude_each_other(folder):
+    with pytest.raises(UserError, match="together with"):
+        (folder / "run").mkdir()
+        (folder / "run" / "config.yaml").write_text(TINY)
+        parse(["--resume", "run", "--out", "other"])
+
+
+def test_train_stop_resume_report(folder, capsys):
+    assert main(["pretrain", "tiny.yaml", "--train.stop-after", "2", "--out", "run"]) == 0
+    assert main(["pretrain", "tiny.yaml", "--out", "run"]) == 2  # the folder holds a run
+    assert main(["pretrain", "tiny.yaml", "--resume", "run", "--seed", "3"]) == 2
+    assert "seed: 0 → 3" in capsys.readouterr().err
+    assert main(["pretrain", "--resume", "run"]) == 0
+    told = capsys.readouterr().err
+    assert "resuming run after step 2" in told and "next: nautile chat run" in told
+    assert (folder / "run" / "report.html").exists()
+    assert main(["pretrain", "--resume", "run"]) == 0
+    assert "is finished: 6 steps" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_ctrl_c_exits_with_130_and_can_go_on(folder):
+    command = [sys.executable, "-m", "nautile", "pretrain"]
+    process = subprocess.Popen(
+        [*command, "tiny.yaml", "--train.steps", "100000", "--train.log-every", "100000", "--out", "run"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ,
+    )
+    while not (folder / "run" / "checkpoints" / "step-000002").exists():
+        assert process.poll() is None, process.communicate()[1]
+    process.send_signal(2)
+    told = process.communicate(timeout=60)[1]
+    assert process.returncode == 130, told
+    assert "SIGINT: saving after this step" in told and "next: nautile pretrain --resume run" in told
