@@ -14,6 +14,7 @@ from nautile.core.errors import UserError
 from nautile.data.config import DataConfig
 from nautile.models.deepseek_v3.config import PRESETS, DeepseekV3Config
 from nautile.text.config import TokenizerConfig
+from nautile.train.rules import rules
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 
@@ -150,87 +151,9 @@ class PretrainRecipe:
         self.model.check()
         self.tokenizer.check()
         self.data.check()
-        for holds, what, why, cure in _rules(self):
+        for holds, what, why, cure in rules(self):
             if not holds:
                 raise UserError(what, why, cure)
-
-
-def _rules(r: PretrainRecipe) -> list[tuple[bool, str, str, str]]:
-    t, s = r.train, r.schedule
-    micro = t.micro_batch_size or t.batch_size
-    counts = {
-        "train.steps": t.steps,
-        "train.batch_size": t.batch_size,
-        "train.micro_batch_size": micro,
-        "train.sequence_length": t.sequence_length,
-        "train.log_every": t.log_every,
-        "train.validate_every": t.validate_every,
-        "train.validation_tokens": t.validation_tokens,
-        "train.final_validation_tokens": t.final_validation_tokens,
-        "train.sample_every": t.sample_every,
-        "train.checkpoint_every": t.checkpoint_every,
-        "train.keep_checkpoints": t.keep_checkpoints,
-        "train.stop_after": 1 if t.stop_after is None else t.stop_after,
-    }
-    places = (s.constant_until, s.cosine_until, s.floor_until)
-    fractions = [*places, *s.decay_at, r.mtp.switch_at, r.balance.bias_until]
-    weights = [r.optim.weight_decay, r.mtp.weight, r.mtp.final_weight, r.balance.bias_speed, r.balance.alpha]
-    return [
-        *(
-            (n > 0, f"{name} is {n}", "it counts something that must happen", "give at least 1")
-            for name, n in counts.items()
-        ),
-        (
-            t.batch_size % micro == 0,
-            f"train.micro_batch_size {micro} does not divide train.batch_size {t.batch_size}",
-            "every forward pass of a step takes equally many sequences",
-            f"use a divisor of {t.batch_size}",
-        ),
-        (
-            t.sequence_length <= r.model.max_position_embeddings,
-            f"train.sequence_length {t.sequence_length} exceeds model.max_position_embeddings "
-            f"{r.model.max_position_embeddings}",
-            "the model has no positions there",
-            f"--train.sequence-length {r.model.max_position_embeddings}, or a larger model.max_position_embeddings",
-        ),
-        (
-            t.sequence_length > r.model.num_nextn_predict_layers,
-            f"train.sequence_length {t.sequence_length} leaves nothing for "
-            f"{r.model.num_nextn_predict_layers} MTP modules to predict",
-            "module k predicts k + 1 tokens ahead",
-            "use longer sequences",
-        ),
-        (
-            r.tokenizer.vocab_size <= r.model.vocab_size,
-            f"tokenizer.vocab_size {r.tokenizer.vocab_size} exceeds model.vocab_size {r.model.vocab_size}",
-            "some tokens would have no embedding",
-            f"--tokenizer.vocab-size {r.model.vocab_size}",
-        ),
-        (
-            all(0 <= x <= 1 for x in fractions),
-            f"a place in schedule, mtp or balance lies outside 0..1: {[x for x in fractions if not 0 <= x <= 1]}",
-            "places are fractions of train.steps",
-            "give a number between 0 and 1",
-        ),
-        (
-            list(places) == sorted(places) and list(s.decay_at) == sorted(s.decay_at),
-            f"the schedule's places are out of order: {places}, decay_at {s.decay_at}",
-            "each stretch of the learning rate begins where the one before it ends",
-            "order constant_until <= cosine_until <= floor_until, and decay_at",
-        ),
-        (
-            r.optim.lr > 0 and r.optim.clip_norm > 0 and s.warmup_steps >= 0,
-            f"optim.lr {r.optim.lr}, optim.clip_norm {r.optim.clip_norm}, schedule.warmup_steps {s.warmup_steps}",
-            "lr and clip_norm must be positive, warmup_steps not negative",
-            "correct the value",
-        ),
-        (
-            min(weights) >= 0,
-            f"a weight is negative: {min(weights)}",
-            "weight_decay, mtp weights, bias_speed and alpha push one way only",
-            "use 0 to switch one off",
-        ),
-    ]
 
 
 def shipped_recipes() -> list[str]:
