@@ -49,6 +49,8 @@ def test_unknown_key_says_file_and_line(tmp_path):
     [
         ({"train.micro_batch_size": 3}, "does not divide"),
         ({"train.sequence_length": 100_000}, "max_position_embeddings"),
+        ({"train.micro_batch_size": 0}, "micro_batch_size is 0"),
+        ({"train.batch_size": 0}, "batch_size is 0"),
         ({"train.steps": 0}, "train.steps is 0"),
         ({"train.stop_after": 0}, "train.stop_after is 0"),
         ({"tokenizer.vocab_size": 5000}, "exceeds model.vocab_size"),

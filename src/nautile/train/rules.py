@@ -12,7 +12,7 @@ Rule = tuple[bool, str, str, str]
 def rules(r: "PretrainRecipe") -> list[Rule]:
     """All of them."""
     t, s = r.train, r.schedule
-    micro = t.micro_batch_size or t.batch_size
+    micro = t.batch_size if t.micro_batch_size is None else t.micro_batch_size
     counts = {
         "train.steps": t.steps,
         "train.batch_size": t.batch_size,
@@ -36,7 +36,7 @@ def rules(r: "PretrainRecipe") -> list[Rule]:
             for name, n in counts.items()
         ),
         (
-            t.batch_size % micro == 0,
+            t.batch_size % max(micro, 1) == 0,
             f"train.micro_batch_size {micro} does not divide train.batch_size {t.batch_size}",
             "every forward pass of a step takes equally many sequences",
             f"use a divisor of {t.batch_size}",
