@@ -97,9 +97,9 @@ def without_expert_zero(T: int, K: int) -> Tensor:
 CASES = [
     Case("causal_attention", "odd", attention(2, 13, 3, 6, 5)),
     Case("causal_attention", "one-token", attention(1, 1, 2, 4, 3)),
-    Case("causal_attention", "several-blocks", attention(1, 70, 1, 4, 6)),
+    Case("causal_attention", "several-blocks", attention(1, 140, 1, 4, 6)),
     Case("causal_attention", "documents", attention(2, 11, 2, 4, 3, documents=[0, 4, 5, 11, 17, 22])),
-    Case("causal_attention", "documents-over-blocks", attention(1, 69, 1, 4, 3, documents=[0, 63, 66, 69])),
+    Case("causal_attention", "documents-over-blocks", attention(1, 131, 1, 4, 3, documents=[0, 126, 129, 131])),
     Case("causal_attention", "strided", attention(2, 9, 2, 5, 4, strided=True)),
     Case("grouped_swiglu", "odd", experts(19, 7, 5, 6, 3)),
     Case("grouped_swiglu", "empty-experts", experts(9, 4, 3, 8, 2, without_expert_zero)),

@@ -53,11 +53,11 @@ class _GroupedSwiglu(torch.autograd.Function):
             x, gate_up, down = x_TD.to(dtype), gate_up_E2FD.to(dtype), down_EDF.to(dtype)
             order_R, place_TK, spans = _sort_by_expert(experts_TK, E)
             token_R = order_R.div(experts_TK.shape[1], rounding_mode="floor")
-            weight_R1 = weights_TK.to(dtype).reshape(-1, 1)[order_R]
+            weight_R1 = weights_TK.to(dtype).reshape(-1, 1).index_select(0, order_R)
             hidden_R2F = x.new_empty(order_R.numel(), gate_up.shape[1])
             out_RD = x.new_empty(order_R.numel(), D)
             for e, a, b in spans:
-                torch.mm(x[token_R[a:b]], gate_up[e].t(), out=hidden_R2F[a:b])
+                torch.mm(x.index_select(0, token_R[a:b]), gate_up[e].t(), out=hidden_R2F[a:b])
                 gate, up = hidden_R2F[a:b].chunk(2, dim=1)
                 # The routing weight goes in before the narrower side of the down projection.
                 torch.mm(F.silu(gate).mul_(up).mul_(weight_R1[a:b]), down[e].t(), out=out_RD[a:b])
@@ -80,14 +80,14 @@ class _GroupedSwiglu(torch.autograd.Function):
             for e, a, b in ctx.spans:
                 token, weight = token_R[a:b], weight_R1[a:b]
                 gate, up = hidden_R2F[a:b].chunk(2, dim=1)
-                silu, grad_out = F.silu(gate), grad_TD[token]
+                silu, grad_out = F.silu(gate), grad_TD.index_select(0, token)
                 act = silu * up
                 grad_act = torch.mm(grad_out, down[e])
                 grad_weight_R[a:b] = torch.linalg.vecdot(grad_act, act)
                 grad_down[e] = torch.mm(grad_out.t(), act.mul_(weight))
                 grad_hidden = torch.cat(swiglu_backward(grad_act.mul_(weight), gate, up, silu), dim=1)
-                grad_gate_up[e] = torch.mm(grad_hidden.t(), x[token])
+                grad_gate_up[e] = torch.mm(grad_hidden.t(), x.index_select(0, token))
                 torch.mm(grad_hidden, gate_up[e], out=grad_rows_RD[a:b])
             grad_x = _combine(grad_rows_RD, place_TK).to(x_dtype)
-        grad_weights = grad_weight_R[place_TK]
+        grad_weights = grad_weight_R.index_select(0, place_TK.flatten()).view_as(place_TK)
         return grad_x, grad_gate_up, grad_down, None, grad_weights, None

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from nautile.ops.cpu.support import floats_on_cpu as why_not
-from nautile.ops.precision import accumulate_dtype, compute_dtype
+from nautile.ops.precision import accumulate_dtype, compute_dtype, no_autocast
 
 __all__ = ["rms_norm", "why_not"]
 
@@ -25,18 +25,20 @@ class _RmsNorm(torch.autograd.Function):
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
         rstd = length.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, rstd)
-        return (x * rstd).mul_(weight).to(dtype)
+        return (x.to(wide) * rstd).mul_(weight).to(dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        """With n = x·r: dw = Σ dy⊙n, dx = r (dy⊙w − n · mean(dy⊙w⊙n))."""
+        """With n = x·r and p = dy⊙n: dw = Σ p, dx = r (dy⊙w − n · (p·w)/D)."""
         x, weight, rstd = ctx.saved_tensors
-        normal = x * rstd
-        grad_normal = grad_y * weight
         D = x.shape[-1]
-        # Row sums of products as tiny matrix products: no third full-size temporary.
-        along = torch.linalg.vecdot(grad_normal, normal).unsqueeze(-1)
-        grad_weight = (normal * grad_y).reshape(-1, D).sum(0).to(weight.dtype)
-        grad_x = grad_normal.sub_(normal.mul_(along.div_(D))).mul_(rstd)
-        return grad_x.to(x.dtype), grad_weight, None, None
+        # Casts are written out: arithmetic on two dtypes makes a hidden wide copy of the narrow one for each operator.
+        w = weight.to(rstd.dtype)
+        grad = grad_y.reshape(-1, D).to(rstd.dtype, copy=True)
+        normal = x.reshape(-1, D).to(rstd.dtype) * rstd.view(-1, 1)
+        product = grad * normal
+        with no_autocast(x):
+            along = torch.mv(product, w).unsqueeze(1)
+        grad_x = grad.mul_(w).addcmul_(normal, along, value=-1.0 / D).mul_(rstd.view(-1, 1))
+        return grad_x.view(x.shape).to(x.dtype), product.sum(0).to(weight.dtype), None, None

@@ -1,4 +1,4 @@
-"""Interleaved rotation; its backward is the rotation by the opposite angle."""
+"""Interleaved rotation as one complex product; its backward is the rotation by the opposite angle."""
 
 from typing import Any
 
@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from nautile.ops.cpu.support import floats_on_cpu as why_not
+from nautile.ops.precision import accumulate_dtype
 
 __all__ = ["rotate_interleaved", "why_not"]
 
@@ -30,9 +31,9 @@ class _Rotate(torch.autograd.Function):
 
 
 def _turn(x_BSHR: Tensor, cos_BSP: Tensor, sin_BSP: Tensor) -> Tensor:
-    cos, sin = cos_BSP[:, :, None], sin_BSP[:, :, None]
-    even, odd = x_BSHR[..., 0::2], x_BSHR[..., 1::2]
-    out = torch.empty_like(x_BSHR, memory_format=torch.contiguous_format)
-    out[..., 0::2] = (even * cos).sub_(odd * sin)
-    out[..., 1::2] = (even * sin).add_(odd * cos)
-    return out
+    wide = accumulate_dtype(x_BSHR)
+    turn = torch.complex(cos_BSP.to(wide), sin_BSP.to(wide))[:, :, None]
+    # A fresh copy: its pairs are adjacent, which a complex view needs, and it may be turned in place.
+    out = torch.empty(x_BSHR.shape, dtype=wide).copy_(x_BSHR)
+    torch.view_as_complex(out.unflatten(-1, (-1, 2))).mul_(turn)
+    return out.to(x_BSHR.dtype)
