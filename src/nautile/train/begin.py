@@ -69,6 +69,8 @@ def begin(recipe: PretrainRecipe, run: RunFolder, data: PreparedData, resume: bo
     if resume:
         recipe = _as_recorded(recipe, run)
     precision, why_precision = resolve_precision(recipe.train.precision, device)
+    if resume:
+        why_precision = "as the run began"
     recipe = replace(recipe, train=replace(recipe.train, precision=precision))
     if not resume:
         # stop_after belongs to this call, not to the run: resuming must not stop there again.

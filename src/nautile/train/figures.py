@@ -25,10 +25,14 @@ def _figure(width: float, height: float) -> Callable[..., Callable[..., str]]:
         def render(*args: P.args, **kwargs: P.kwargs) -> str:
             import matplotlib as mpl
             from matplotlib.figure import Figure
+            from matplotlib.ticker import MaxNLocator
 
             with mpl.rc_context(_style()):
                 figure = Figure(figsize=(width, height), layout="constrained")
                 draw(figure, *args, **kwargs)
+                for axis in (axes.xaxis for axes in figure.axes):  # the steps; there is no step 2.5
+                    if isinstance(locator := axis.get_major_locator(), MaxNLocator):
+                        locator.set_params(integer=True)
                 file = io.StringIO()
                 figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
             return file.getvalue()
