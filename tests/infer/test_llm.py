@@ -74,13 +74,15 @@ def test_bfloat16_weights_generate(folder):
     assert llm.model.lm_head.weight.dtype == torch.bfloat16
     alone = [llm.generate(prompt, GREEDY)[0].token_ids for prompt in RAGGED]
     assert [len(tokens) for tokens in alone] == [12] * 4
-    # Not exactly the tokens of the full forward: the absorbed form rounds elsewhere.
-    agree = [
-        a == b
-        for p, t in zip(RAGGED, alone, strict=True)
-        for a, b in zip(t, greedy_by_full_forward(llm.model, p, 12), strict=True)
-    ]
-    assert sum(agree) > len(agree) / 2
+    # The absorbed form rounds elsewhere than the full forward: a token may differ where two nearly tie, and now and then
+    # a rounding sends a token to another expert.
+    gaps = []
+    for prompt, tokens in zip(RAGGED, alone, strict=True):
+        with torch.no_grad():
+            logits = llm.model(torch.tensor([[*prompt, *tokens]]))[0, len(prompt) - 1 : -1]
+        chosen = logits.gather(1, torch.tensor(tokens)[:, None])[:, 0]
+        gaps += ((logits.amax(1) - chosen) / logits.std()).tolist()
+    assert sum(gap < 0.05 for gap in gaps) >= 0.9 * len(gaps)
 
 
 def test_eos_ends_an_answer_unless_ignored(make_model):

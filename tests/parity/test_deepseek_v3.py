@@ -11,7 +11,6 @@ from transformers import DeepseekV3ForCausalLM as Oracle
 
 import nautile
 from nautile.core.context import ForwardContext
-from nautile.infer.cache import LatentCache
 from nautile.layers.moe import router as router_module
 from nautile.models.deepseek_v3.checkpoint import layout
 from nautile.models.deepseek_v3.model import DeepseekV3ForCausalLM
@@ -59,25 +58,15 @@ def test_gradients(pair: tuple[Oracle, DeepseekV3ForCausalLM]) -> None:
     assert compared == len(published)
 
 
-def greedy_with_cache(model: DeepseekV3ForCausalLM, prompt: torch.Tensor, steps: int) -> list[int]:
-    cache = LatentCache(model.cache_specs(), 1, prompt.shape[1] + steps, dtype=torch.float32)
-    tokens, start, out = prompt, 0, []
-    for _ in range(steps):
-        positions = torch.arange(start, start + tokens.shape[1])[None]
-        with torch.no_grad():
-            logits = model(tokens, ForwardContext(tokens, positions, cache=cache))
-        start += tokens.shape[1]
-        tokens = logits[:, -1].argmax(-1, keepdim=True)
-        out.append(int(tokens))
-    return out
-
-
 def test_greedy_decode_with_cache(pair: tuple[Oracle, DeepseekV3ForCausalLM]) -> None:
+    """Prompts of several lengths decoded together, absorbed, over the latent cache."""
     oracle, ours = pair
-    for seed_length in (1, 9):
-        prompt = some_tokens(1, seed_length)
+    prompts = [some_tokens(1, length) for length in (1, 9, 30)]
+    params = nautile.SamplingParams(max_tokens=24, temperature=0.0, ignore_eos=True)
+    outputs = nautile.LLM(ours).generate([prompt[0].tolist() for prompt in prompts], params)
+    for prompt, output in zip(prompts, outputs, strict=True):
         expected = oracle.generate(prompt, max_new_tokens=24, do_sample=False, pad_token_id=0, eos_token_id=None)
-        assert greedy_with_cache(ours, prompt, 24) == expected[0, seed_length:].tolist()
+        assert output.token_ids == expected[0, prompt.shape[1] :].tolist()
 
 
 def test_absorbed_form_equals_expanded_form(v3_pair: tuple[Oracle, DeepseekV3ForCausalLM]) -> None:

@@ -54,6 +54,8 @@ class ForwardContext:
     """
     cache: CacheView | None = None
     """Past tokens; None in training."""
+    from_start: bool = False
+    """With a cache: every row starts at position 0, so attention needs no past rows (the prefill of a prompt)."""
 
     @classmethod
     def for_tokens(cls, tokens_BS: Tensor, cu_seqlens: Tensor | None = None) -> "ForwardContext":

@@ -101,7 +101,8 @@ class Batch:
         tokens_BS = torch.tensor(tokens, device=self.device)
         starts_B1 = torch.tensor(starts, device=self.device)[:, None]
         positions_BS = starts_B1 + torch.arange(tokens_BS.shape[1], device=self.device)
-        return self.model.hidden(ForwardContext(tokens_BS, positions_BS, cache=cache)).hidden_BSD
+        ctx = ForwardContext(tokens_BS, positions_BS, cache=cache, from_start=not any(starts))
+        return self.model.hidden(ctx).hidden_BSD
 
     def _logits(self, hidden_BSD: Tensor) -> Tensor:
         """float32 logits after the last position: the head is the widest matrix, and earlier rows are not sampled."""

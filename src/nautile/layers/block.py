@@ -45,6 +45,12 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(dim, eps)
         self.mlp = mlp
 
+    @property
+    def moe(self) -> MoE:
+        """The feed-forward of an MoE block."""
+        assert isinstance(self.mlp, MoE), "a dense block has no dispatch, experts and combine"
+        return self.mlp
+
     def stages(self) -> list[tuple[str, Stage]]:
         """The block's work, in order."""
         if isinstance(self.mlp, MoE):
@@ -70,21 +76,21 @@ class Block(nn.Module):
     def dispatch(self, state: BlockState) -> BlockState:
         """Normalise, choose experts, send the tokens there."""
         x_BSD = self.post_attention_layernorm(read(state.x_BSD))
-        routing = self.mlp.gate(x_BSD)
-        sent = self.mlp.dispatcher.dispatch(x_BSD.flatten(0, 1), routing)
+        routing = self.moe.gate(x_BSD)
+        sent = self.moe.dispatcher.dispatch(x_BSD.flatten(0, 1), routing)
         return replace(state, routing=routing, branch=(x_BSD, *sent))
 
     def experts(self, state: BlockState) -> BlockState:
         """Routed experts on the tokens received, shared experts on our own."""
         x_BSD, *received = state.branch
-        routed_RD = self.mlp.experts(*received)
-        shared = () if self.mlp.shared_experts is None else (self.mlp.shared_experts(x_BSD),)
+        routed_RD = self.moe.experts(*received)
+        shared = () if self.moe.shared_experts is None else (self.moe.shared_experts(x_BSD),)
         return replace(state, branch=(routed_RD, *shared))
 
     def combine(self, state: BlockState) -> BlockState:
         """Bring the answers home and add them to the stream."""
         routed_RD, *shared = state.branch
-        y_BSD = self.mlp.dispatcher.combine(routed_RD).view_as(state.x_BSD)
+        y_BSD = self.moe.dispatcher.combine(routed_RD).view_as(state.x_BSD)
         for shared_BSD in shared:
             y_BSD = y_BSD + shared_BSD
         return replace(state, x_BSD=write(state.x_BSD, y_BSD), branch=())

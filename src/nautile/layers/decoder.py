@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from nautile.core.context import ForwardContext
+from nautile.core.context import CacheSpec, ForwardContext
 from nautile.layers.block import Block
 from nautile.layers.moe.router import Routing
 from nautile.layers.norm import RMSNorm
@@ -38,3 +38,7 @@ class Decoder(nn.Module):
             if state.routing is not None:
                 routing.append(state.routing)
         return DecoderOutput(self.norm(x_BSD), tuple(routing))
+
+    def cache_specs(self) -> list[CacheSpec]:
+        """What each layer stores per token, bottom to top."""
+        return [block.cache_spec() for block in self.layers if isinstance(block, Block)]

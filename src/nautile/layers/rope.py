@@ -20,12 +20,23 @@ from torch import Tensor
 class Yarn(Protocol):
     """The fields of a YaRN extension that the rotation needs."""
 
-    factor: float
-    original_max_position_embeddings: int
-    beta_fast: float
-    beta_slow: float
-    mscale: float
-    mscale_all_dim: float
+    @property
+    def factor(self) -> float: ...
+
+    @property
+    def original_max_position_embeddings(self) -> int: ...
+
+    @property
+    def beta_fast(self) -> float: ...
+
+    @property
+    def beta_slow(self) -> float: ...
+
+    @property
+    def mscale(self) -> float: ...
+
+    @property
+    def mscale_all_dim(self) -> float: ...
 
 
 def yarn_temperature(factor: float, mscale: float) -> float:

@@ -34,7 +34,9 @@ class MLA(nn.Module):
         n_heads: Query heads H.
         q_lora_rank: Width of the query latent, or None for one full projection.
         kv_lora_rank: Width C of the key-value latent.
-        nope_dim, rope_dim, v_dim: N, R and V of a head.
+        nope_dim: Dimensions N of a head without position.
+        rope_dim: Rotated dimensions R of a head.
+        v_dim: Value dimensions V of a head.
         rope: Rotation of the R dimensions.
     """
 
@@ -69,12 +71,14 @@ class MLA(nn.Module):
         self.o_proj = nn.Linear(n_heads * v_dim, dim, bias=False)
 
     def forward(self, x_BSD: Tensor, ctx: ForwardContext) -> Tensor:
-        """[B, S, D] → [B, S, D]; absorbed over the cache when there is one, else expanded."""
+        """[B, S, D] → [B, S, D]; absorbed over past tokens in the cache, expanded where there are none."""
         q_nope_BSHN, q_rope_BSHR, c_BSC, k_rope_BSR = self.project(x_BSD, ctx)
-        if ctx.cache is None:
+        rows = {}
+        if ctx.cache is not None:
+            rows = ctx.cache.update(self.layer, ctx.positions_BS, c_kv=c_BSC, k_rope=k_rope_BSR)
+        if ctx.cache is None or ctx.from_start:
             o_BSHV = self.attend_expanded(q_nope_BSHN, q_rope_BSHR, c_BSC, k_rope_BSR, ctx.document_ids_BS())
         else:
-            rows = ctx.cache.update(self.layer, ctx.positions_BS, c_kv=c_BSC, k_rope=k_rope_BSR)
             c_BTC, k_rope_BTR = rows["c_kv"], rows["k_rope"]
             seen_BST = torch.arange(c_BTC.shape[1], device=x_BSD.device) <= ctx.positions_BS[..., None]
             o_BSHV = self.attend_absorbed(q_nope_BSHN, q_rope_BSHR, c_BTC, k_rope_BTR, seen_BST)

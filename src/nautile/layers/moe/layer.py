@@ -18,6 +18,10 @@ class MoE(nn.Module):
         dispatcher: How tokens reach the experts; local by default.
     """
 
+    gate: Router
+    experts: Experts
+    shared_experts: SwiGLU | None
+
     def __init__(
         self,
         router: Router,

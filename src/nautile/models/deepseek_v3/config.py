@@ -186,7 +186,8 @@ def _read_rope(rope: Mapping[str, Any]) -> RopeScaling | None:
         )
     known = {f.name for f in fields(RopeScaling)} - {"type"}
     # A file without the two mscales asks for no softmax correction (mscale_all_dim 0) and mscale 1.
-    return RopeScaling(**{"mscale_all_dim": 0.0, **{k: v for k, v in rope.items() if k in known}})
+    values: dict[str, Any] = {"mscale_all_dim": 0.0, **{k: v for k, v in rope.items() if k in known}}
+    return RopeScaling(**values)
 
 
 V3_671B = DeepseekV3Config(

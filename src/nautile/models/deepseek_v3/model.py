@@ -92,7 +92,7 @@ class DeepseekV3ForCausalLM(nn.Module):
 
     def cache_specs(self) -> list[CacheSpec]:
         """What each decoder layer stores per token, bottom to top."""
-        return [block.cache_spec() for block in self.model.layers]
+        return self.model.cache_specs()
 
 
 def build_block(c: DeepseekV3Config, layer: int) -> Block:
