@@ -12,6 +12,7 @@ from nautile.cli import flags
 from nautile.core.errors import UserError
 from nautile.core.log import log
 from nautile.core.run_folder import RunFolder
+from nautile.train.ranks import one_rank_only
 from nautile.train.recipe import PretrainRecipe, load_recipe, shipped_recipes
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ def parse(argv: Sequence[str]) -> Arguments:
 
 def run(args: Arguments) -> int:
     """Prepare the data, train, and write the report."""
+    one_rank_only()
     recipe = args.recipe
     folder = RunFolder.open(args.resume) if args.resume else RunFolder.create(args.out or Path("runs") / recipe.name)
 

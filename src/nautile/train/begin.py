@@ -15,9 +15,10 @@ from nautile.core.seed import seed_everything
 from nautile.data.baselines import bigram_bits_per_byte, unigram_bits_per_byte
 from nautile.data.prepare import PreparedData
 from nautile.ops import dispatch
-from nautile.train.checkpoint import checkpoints, load_checkpoint, remove_leftovers, save_checkpoint, world_size
+from nautile.train.checkpoint import checkpoints, load_checkpoint, remove_leftovers, save_checkpoint
 from nautile.train.metrics import Speed, training_flops_per_token
 from nautile.train.precision import resolve_device, resolve_precision
+from nautile.train.ranks import one_rank_only
 from nautile.train.recipe import PretrainRecipe, conflicts, load_recipe
 from nautile.train.state import TrainState, new_state
 
@@ -62,7 +63,7 @@ def begin(recipe: PretrainRecipe, run: RunFolder, data: PreparedData, resume: bo
     Raises:
         UserError: several ranks, another recipe than the recorded one, a tokenizer too large for the model.
     """
-    _one_rank_only()
+    one_rank_only()
     recipe.check()
     _tokenizer_fits(recipe, data)
     device, why_device = resolve_device(recipe.train.device)
@@ -161,15 +162,6 @@ def _figures(report: dict[str, Any]) -> dict[str, Any]:
     splits = {f"{split} {key}": value for split in ("train", "validation") for key, value in report[split].items()}
     skipped = {f"left out: {reason}": found["count"] for reason, found in report["skipped"].items()}
     return plain | splits | skipped
-
-
-def _one_rank_only() -> None:
-    if world_size() > 1:
-        raise UserError(
-            f"WORLD_SIZE is {world_size()}",
-            "pre-training runs on one rank today; several would each train their own model",
-            "launch it without torchrun",
-        )
 
 
 def _tokenizer_fits(recipe: PretrainRecipe, data: PreparedData) -> None:

@@ -11,7 +11,6 @@ the newest complete checkpoint to resume from.
 """
 
 import json
-import os
 import re
 import shutil
 from pathlib import Path
@@ -23,15 +22,11 @@ from torch import Tensor, nn
 from nautile.core.errors import NautileError, UserError
 from nautile.core.run_folder import RunFolder, atomic_folder
 from nautile.core.seed import rng_state, set_rng_state
+from nautile.train.ranks import world_size
 from nautile.train.state import TrainState
 
 _COMPLETE = re.compile(r"step-(\d{6,})")
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
-
-
-def world_size() -> int:
-    """Ranks of this launch, as torchrun announces them."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def checkpoints(run: RunFolder) -> list[Path]:
