@@ -74,7 +74,7 @@ def test_bfloat16_weights_generate(folder):
     assert llm.model.lm_head.weight.dtype == torch.bfloat16
     alone = [llm.generate(prompt, GREEDY)[0].token_ids for prompt in RAGGED]
     assert [len(tokens) for tokens in alone] == [12] * 4
-    # The absorbed form rounds elsewhere than the full forward: a token may differ where two nearly tie, and now and then
+    # The absorbed form rounds elsewhere than the full forward: a token may differ where two nearly tie, and at times
     # a rounding sends a token to another expert.
     gaps = []
     for prompt, tokens in zip(RAGGED, alone, strict=True):
