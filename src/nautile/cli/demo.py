@@ -1,7 +1,7 @@
 """``nautile demo``: the whole chain on real text in a few minutes, from raw files to a model that answers."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,10 +14,11 @@ from nautile.train.recipe import PretrainRecipe, load_recipe
 
 if TYPE_CHECKING:
     from nautile.data.prepare import PreparedData
+    from nautile.models.deepseek_v3.model import DeepseekV3ForCausalLM
 
 EXAMPLES = ("nautile demo", "nautile demo --seconds 600 --out runs/longer")
 
-FUNCTION_PROMPTS = (
+PROMPTS = (
     'def read_lines(path):\n    """Return the lines of a text file as a list."""\n',
     "class Stack:\n    def __init__(self):\n        self.items = []\n\n    def push(self, item):\n",
 )
@@ -69,17 +70,15 @@ def run(args: Arguments) -> int:
     else:
         recipe = fit_into(args.seconds, recipe, data)
         folder = RunFolder.create(args.out)
-    summary = pretrain(recipe, folder, data, resume=resume)
+    summary = pretrain(recipe, folder, data, sampler(data), resume=resume)
     if summary["stopped_by"]:
         log(f"stopped by {summary['stopped_by']}; continue with: nautile demo --out {args.out}")
         return 130
 
     log("[3/4] code that it never saw")
-    if not any(record["step"] == summary["step"] for record in folder.samples.read()):
-        for sample in complete(folder, data):
-            folder.samples.append({"step": summary["step"], **sample})
     for sample in folder.samples.read():
-        show(sample)
+        if sample["step"] == summary["step"]:
+            show(sample)
 
     log("[4/4] report")
     from nautile.train.report import render
@@ -133,22 +132,25 @@ def fit_into(seconds: float, recipe: PretrainRecipe, data: "PreparedData") -> Pr
     )
 
 
-def complete(folder: RunFolder, data: "PreparedData") -> list[dict[str, Any]]:
-    """Two functions continued, and a line of a held-out file filled in between what stands around it."""
-    from nautile.infer.llm import LLM
-    from nautile.infer.params import SamplingParams
-
-    llm = LLM(folder.path)
-    params = SamplingParams(max_tokens=72, temperature=0.5, top_p=0.9, seed=0)
-    outputs = llm.generate(list(FUNCTION_PROMPTS), params)
-    samples = [{"prompt": p, "text": o.text} for p, o in zip(FUNCTION_PROMPTS, outputs, strict=True)]
+def sampler(data: "PreparedData") -> "Callable[[DeepseekV3ForCausalLM], list[dict[str, Any]]]":
+    """What the model writes on the way and at the end: code continued, and a line of a held-out file filled in."""
     hole = find_hole(data)
-    if hole is not None:
-        name, prefix, middle, suffix = hole
-        params = replace(params, max_tokens=40, stop=("\n",))
-        filled = llm.complete_middle(prefix, suffix, params).text
-        samples.append({"prompt": prefix, "text": filled, "suffix": suffix, "truth": middle, "source": name})
-    return samples
+
+    def sample(model: "DeepseekV3ForCausalLM") -> list[dict[str, Any]]:
+        from nautile.infer.llm import LLM
+        from nautile.infer.params import SamplingParams
+
+        llm = LLM(model, tokenizer=data.tokenizer)
+        params = SamplingParams(max_tokens=72, temperature=0.5, top_p=0.9, seed=0)
+        outputs = llm.generate(list(PROMPTS), params)
+        samples: list[dict[str, Any]] = [{"prompt": p, "text": o.text} for p, o in zip(PROMPTS, outputs, strict=True)]
+        if hole is not None:
+            name, prefix, middle, suffix = hole
+            filled = llm.complete_middle(prefix, suffix, replace(params, max_tokens=40, stop=("\n",)))
+            samples.append({"prompt": prefix, "text": filled.text, "suffix": suffix, "truth": middle, "source": name})
+        return samples
+
+    return sample
 
 
 def find_hole(data: "PreparedData", around: int = 6) -> tuple[str, str, str, str] | None:

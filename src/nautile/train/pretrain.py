@@ -4,6 +4,7 @@ import math
 import time
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from nautile.core.errors import NautileError
@@ -20,6 +21,7 @@ from nautile.train.optim import clip_gradient_, set_learning_rate
 from nautile.train.precision import autocast
 from nautile.train.recipe import PretrainRecipe
 from nautile.train.schedule import StepSettings, settings_at
+from nautile.train.state import TrainState
 
 
 def pretrain(
@@ -57,7 +59,7 @@ def pretrain(
             started = time.perf_counter()
             settings = settings_at(recipe, state.step)
 
-            losses = accumulate_gradients(session, settings)
+            losses = accumulate_gradients(recipe, state, session.device, settings)
             grad_norm = clip_gradient_(state.model.parameters(), recipe.optim.clip_norm)
             _require_finite(state.step + 1, losses, grad_norm, run)
 
@@ -77,18 +79,19 @@ def pretrain(
     return finish(session, sample, stopped_by)
 
 
-def accumulate_gradients(session: Session, settings: StepSettings) -> Losses:
+def accumulate_gradients(
+    recipe: PretrainRecipe, state: TrainState, device: torch.device, settings: StepSettings
+) -> Losses:
     """Gradient of the step's whole batch, micro-batch by micro-batch; returns the losses and load of all of it."""
-    recipe, state = session.recipe, session.state
     micro_batches = recipe.train.batch_size // (recipe.train.micro_batch_size or recipe.train.batch_size)
     parts = []
     for _ in range(micro_batches):
         batch = next(state.loader)
-        cu_seqlens = batch.cu_seqlens.to(session.device) if recipe.train.separate_documents else None
-        with autocast(recipe.train.precision, session.device):
+        cu_seqlens = batch.cu_seqlens.to(device) if recipe.train.separate_documents else None
+        with autocast(recipe.train.precision, device):
             losses = pretrain_loss(
                 state.model,
-                batch.tokens_BW.to(session.device),
+                batch.tokens_BW.to(device),
                 settings.mtp_weight,
                 recipe.balance.alpha,
                 cu_seqlens,
