@@ -55,6 +55,9 @@ def test_time_must_be_given() -> None:
 
 
 def test_own_text_takes_the_place_of_the_standard_library(tmp_path: Path) -> None:
-    recipe = demo.demo_recipe(demo.Arguments(text=(tmp_path / "a", tmp_path / "b")))
+    (tmp_path / "a").mkdir()
+    recipe = demo.demo_recipe(demo.Arguments(text=(tmp_path / "a",)))
     assert recipe.data.source == "files"
-    assert recipe.data.paths == (str(tmp_path / "a"), str(tmp_path / "b"))
+    assert recipe.data.paths == (str(tmp_path / "a"),)
+    with pytest.raises(UserError, match="b does not exist"):
+        demo.demo_recipe(demo.Arguments(text=(tmp_path / "b",)))
