@@ -1,14 +1,16 @@
 """Training speed on a CPU: nautile beside transformers, same weights, same batches, alternating runs.
 
-    python benchmarks/train_cpu.py --threads 2 --rounds 5 > benchmarks/results/train_cpu.json
+    python benchmarks/train_cpu.py --threads 2 > benchmarks/results/train_cpu.json
 
-Each contender is a process of its own that stays alive and waits on a pipe while another one trains, so a disturbed
-machine disturbs all of them alike and peak memory is counted apart. A contender's speed is the median over its steps;
-the ratio is the median over rounds of the paired ratios. The last line printed is one JSON document.
+First every contender trains alone for a few steps; then the fastest of each engine meet: two processes that wait on a
+pipe while the other one trains, so that a disturbed machine disturbs both alike. The ratio is the median over rounds
+of the paired ratios. Contenders named `kept-memory` run with a C allocator that never returns memory to the system,
+which spares an engine with large temporaries a quarter of its time in page faults. One JSON document on stdout.
 """
 
 import argparse
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -21,6 +23,24 @@ from pathlib import Path
 from typing import Any
 
 BATCH, SEQUENCE = 8, 512
+CONTENDERS = (
+    # engine, precision, then: experts implementation, torch.compile, allocator
+    "nautile fp32",
+    "nautile bf16",
+    "transformers fp32 eager",
+    "transformers fp32 grouped_mm",
+    "transformers fp32 eager compile",
+    "transformers bf16 eager",
+    "transformers bf16 grouped_mm",
+    "transformers bf16 eager kept-memory",
+    "transformers bf16 eager compile",
+    "transformers bf16 grouped_mm compile",
+    "transformers bf16 eager compile kept-memory",
+)
+KEPT_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
+LEARNING_RATE = 1e-5
+"""So small that routing stays as the initial weights spread it: without balancing, a larger one sends all tokens to
+four experts within ten steps, and big even batches per expert flatter every engine."""
 CONTENDERS = (
     # engine, precision, compile, experts, attention
     "nautile fp32",
@@ -58,13 +78,13 @@ CONFIG = {
 
 
 def main() -> None:
-    """Measure every contender and print the comparison."""
+    """Measure and print the comparison."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=3, help="timed steps of each contender per round")
-    parser.add_argument("--warmup", type=int, default=2, help="untimed steps of each contender")
-    parser.add_argument("--only", nargs="*", help=f"contenders to run, of: {', '.join(CONTENDERS)}")
+    parser.add_argument("--steps", type=int, default=4, help="timed steps of each contender alone")
+    parser.add_argument("--warmup", type=int, default=3, help="untimed steps of each contender")
+    parser.add_argument("--rounds", type=int, default=7, help="alternations of the two finalists")
+    parser.add_argument("--only", nargs="*", default=CONTENDERS, help=f"contenders, of: {', '.join(CONTENDERS)}")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--model", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -80,73 +100,45 @@ def main() -> None:
 class Contender:
     """A worker process: `ask` sends it a command and waits for its answer."""
 
-    def __init__(self, name: str, model: str, threads: int) -> None:
+    def __init__(self, name: str, model: str, threads: int, warmup: int) -> None:
         command = [sys.executable, __file__, "--worker", name, "--model", model, "--threads", str(threads)]
+        # Threads that sleep at barriers: on a busy machine spinning ones wait for each other, and all lose alike.
+        env = {**os.environ, "OMP_WAIT_POLICY": "passive", **(KEPT_MEMORY if "kept-memory" in name else {})}
         self.name = name
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.ask({"do": "start"})
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+        self.first_losses: list[float] = self.ask({"do": "train", "steps": warmup})["losses"]
 
     def ask(self, command: dict[str, Any]) -> dict[str, Any]:
         """One answer per command."""
-        assert self.process.stdin and self.process.stdout
+        assert self.process.stdin
+        assert self.process.stdout
         print(json.dumps(command), file=self.process.stdin, flush=True)
         line = self.process.stdout.readline()
         if not line:
             raise SystemExit(f"{self.name} ended with code {self.process.wait()}")
         return json.loads(line)
 
+    def seconds(self, steps: int) -> list[float]:
+        """Seconds of each of the next steps."""
+        return self.ask({"do": "train", "steps": steps})["seconds"]
+
+    def stop(self) -> float:
+        """End the process; its peak memory in MiB."""
+        peak = self.ask({"do": "stop"})["peak_rss_mib"]
+        self.process.wait()
+        return peak
+
 
 def compare(args: argparse.Namespace) -> dict[str, Any]:
-    """Run all contenders in turn, round by round."""
-    names = args.only or list(CONTENDERS)
-    with tempfile.TemporaryDirectory() as folder:
-        counts = write_model(Path(folder))
-        contenders = []
-        losses = {}
-        for name in names:
-            contender = Contender(name, folder, args.threads)
-            losses[name] = contender.ask({"do": "train", "steps": args.warmup})["losses"]
-            contenders.append(contender)
-            print(f"ready: {name}  first losses {losses[name]}", file=sys.stderr)
-        check_losses(losses)
-        seconds: dict[str, list[list[float]]] = {name: [] for name in names}
-        for _ in range(args.rounds):
-            for contender in contenders:
-                seconds[contender.name].append(contender.ask({"do": "train", "steps": args.steps})["seconds"])
-        ends = {contender.name: contender.ask({"do": "stop"}) for contender in contenders}
-    return summary(args, names, counts, losses, seconds, ends)
-
-
-def check_losses(losses: dict[str, list[float]]) -> None:
-    """Refuse to compare engines that do not train the same model."""
-    anchor_name = next(iter(losses))
-    for name, values in losses.items():
-        for step, (a, b) in enumerate(zip(losses[anchor_name], values, strict=True)):
-            tolerance = 2e-4 if "fp32" in name and "fp32" in anchor_name else 2e-2
-            if abs(a - b) > tolerance * abs(a):
-                raise SystemExit(f"step {step}: loss {b} of {name} is not {a} of {anchor_name}")
-
-
-def summary(args, names, counts, losses, seconds, ends) -> dict[str, Any]:
-    """The JSON document."""
+    """Every contender alone, then the best of each engine in turn."""
     from nautile.core.machine import describe
 
-    tokens = BATCH * SEQUENCE
-    peaks = {dtype: gemm_peak(dtype, args.threads) for dtype in ("fp32", "bf16")}
-    rows = {}
-    for name in names:
-        step = statistics.median(s for run in seconds[name] for s in run)
-        gflops = counts["flops_per_token"] * tokens / step / 1e9
-        peak = peaks["bf16" if "bf16" in name else "fp32"]
-        rows[name] = {
-            "tokens_per_second": round(tokens / step),
-            "seconds_per_step": round(step, 4),
-            "spread_of_rounds": [round(tokens / statistics.median(run)) for run in seconds[name]],
-            "gflops": round(gflops, 1),
-            "fraction_of_gemm_peak": round(gflops / peak, 3),
-            "peak_rss_mib": round(ends[name]["peak_rss_mib"]),
-            "first_losses": losses[name],
-        }
+    peaks = {precision: gemm_peak(precision, args.threads) for precision in ("fp32", "bf16")}
+    with tempfile.TemporaryDirectory() as folder:
+        counts = write_model(Path(folder))
+        rows = {name: alone(name, folder, args, counts, peaks) for name in args.only}
+        check_losses({name: row["first_losses"] for name, row in rows.items()})
+        final = meet(rows, folder, args)
     return {
         "benchmark": "train_cpu",
         "machine": describe(),
@@ -154,27 +146,60 @@ def summary(args, names, counts, losses, seconds, ends) -> dict[str, Any]:
         "config": CONFIG,
         "batch": [BATCH, SEQUENCE],
         "counts": counts,
-        "gemm_peak_gflops": {k: round(v, 1) for k, v in peaks.items()},
-        "contenders": rows,
-        **ratios(rows, seconds),
+        "gemm_peak_gflops": {precision: round(peak, 1) for precision, peak in peaks.items()},
+        "alone": rows,
+        **final,
     }
 
 
-def ratios(rows: dict[str, Any], seconds: dict[str, list[list[float]]]) -> dict[str, Any]:
-    """Our best setting against transformers' best, by median of the paired rounds."""
+def alone(
+    name: str, folder: str, args: argparse.Namespace, counts: dict[str, int], peaks: dict[str, float]
+) -> dict[str, Any]:
+    """Speed and memory of one contender with the machine to itself."""
+    contender = Contender(name, folder, args.threads, args.warmup)
+    step = statistics.median(contender.seconds(args.steps))
+    gflops = counts["flops_per_token"] * BATCH * SEQUENCE / step / 1e9
+    row = {
+        "tokens_per_second": round(BATCH * SEQUENCE / step),
+        "gflops": round(gflops, 1),
+        "fraction_of_gemm_peak": round(gflops / peaks["bf16" if "bf16" in name else "fp32"], 3),
+        "first_losses": contender.first_losses,
+        "peak_rss_mib": round(contender.stop()),
+    }
+    print(f"{name}: {row['tokens_per_second']} tokens/s, {row['peak_rss_mib']} MiB", file=sys.stderr)
+    return row
+
+
+def check_losses(losses: dict[str, list[float]]) -> None:
+    """Refuse to compare engines that do not train the same model."""
+    anchor_name = next(iter(losses))
+    for name, values in losses.items():
+        both_fp32 = "fp32" in name and "fp32" in anchor_name
+        for step, (want, got) in enumerate(zip(losses[anchor_name], values, strict=True)):
+            if abs(got - want) > (1e-4 if both_fp32 else 1e-3) * abs(want):
+                raise SystemExit(f"step {step}: loss {got} of {name} is not {want} of {anchor_name}")
+
+
+def meet(rows: dict[str, Any], folder: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Our fastest setting against transformers' fastest, one step each in turn."""
     best = {}
     for engine in ("nautile", "transformers"):
-        mine = [name for name in rows if name.startswith(engine)]
-        if not mine:
-            return {}
-        best[engine] = max(mine, key=lambda name: rows[name]["tokens_per_second"])
-    pairs = zip(seconds[best["transformers"]], seconds[best["nautile"]], strict=True)
-    paired = [statistics.median(theirs) / statistics.median(ours) for theirs, ours in pairs]
+        settings = [name for name in rows if name.startswith(engine)]
+        best[engine] = max(settings, key=lambda name: rows[name]["tokens_per_second"])
+    ours, theirs = (Contender(name, folder, args.threads, args.warmup) for name in best.values())
+    steps = [(ours.seconds(1)[0], theirs.seconds(1)[0]) for _ in range(args.rounds)]
+    ratios = [their / our for our, their in steps]
+    memory = [ours.stop(), theirs.stop()]
+    tokens = BATCH * SEQUENCE
     return {
         "best": best,
-        "ratio": round(statistics.median(paired), 3),
-        "ratio_of_rounds": [round(r, 3) for r in paired],
-        "memory_ratio": round(rows[best["nautile"]]["peak_rss_mib"] / rows[best["transformers"]]["peak_rss_mib"], 3),
+        "tokens_per_second": {
+            e: round(tokens / statistics.median(s)) for e, s in zip(best, zip(*steps, strict=True), strict=True)
+        },
+        "ratio": round(statistics.median(ratios), 3),
+        "ratio_of_rounds": [round(ratio, 3) for ratio in ratios],
+        "peak_rss_mib": dict(zip(best, map(round, memory), strict=True)),
+        "memory_ratio": round(memory[0] / memory[1], 3),
     }
 
 
@@ -193,7 +218,7 @@ def gemm_peak(dtype: str, threads: int) -> float:
     return 2 * n**3 / best / 1e9
 
 
-def write_model(folder: Path) -> dict[str, float]:
+def write_model(folder: Path) -> dict[str, int]:
     """Random weights in the published layout, which both engines read. Returns parameter and FLOP counts."""
     import torch
 
@@ -222,24 +247,17 @@ def serve(name: str, model: str, threads: int) -> None:
     """Obey commands from stdin until told to stop."""
     import torch
 
-    answers = sys.stdout
-    sys.stdout = sys.stderr  # engines print where they like
+    answers, sys.stdout = sys.stdout, sys.stderr  # engines print where they like
     torch.set_num_threads(threads)
-    step: Callable[[], float] | None = None
+    torch.manual_seed(0)
+    step = trainer(name.split(), model)
     for line in sys.stdin:
         command = json.loads(line)
-        if command["do"] == "start":
-            torch.manual_seed(0)
-            step = trainer(name.split(), model)
-            answer: dict[str, Any] = {}
-        elif command["do"] == "train":
-            assert step is not None
-            answer = timed(step, command["steps"])
-        else:
-            answer = {"peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
-        print(json.dumps(answer), file=answers, flush=True)
         if command["do"] == "stop":
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+            print(json.dumps({"peak_rss_mib": peak}), file=answers, flush=True)
             return
+        print(json.dumps(timed(step, command["steps"])), file=answers, flush=True)
 
 
 def timed(step: Callable[[], float], steps: int) -> dict[str, list[float]]:
@@ -257,7 +275,7 @@ def trainer(words: list[str], folder: str) -> Callable[[], float]:
     import torch
 
     model, loss_of = (nautile_loss if words[0] == "nautile" else transformers_loss)(words, folder)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     stream = batches()
 
     def step() -> float:
@@ -306,10 +324,7 @@ def transformers_loss(words: list[str], folder: str) -> tuple[Any, Callable[[Any
     from transformers import AutoModelForCausalLM
 
     experts = "grouped_mm" if "grouped_mm" in words else "eager"
-    attention = "eager" if "eager_attention" in words else "sdpa"
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation=attention, experts_implementation=experts
-    ).train()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, experts_implementation=experts).train()
     forward = torch.compile(model) if "compile" in words else model
 
     def loss_of(tokens_BW: Any) -> Any:
