@@ -102,6 +102,8 @@ CASES = [
     Case("causal_attention", "documents-over-blocks", attention(1, 131, 1, 4, 3, documents=[0, 126, 129, 131])),
     Case("causal_attention", "strided", attention(2, 9, 2, 5, 4, strided=True)),
     Case("grouped_swiglu", "odd", experts(19, 7, 5, 6, 3)),
+    Case("grouped_swiglu", "filled-up-rows", experts(70, 5, 3, 3, 2)),
+    Case("grouped_swiglu", "filled-up-rows-empty-expert", experts(90, 5, 3, 4, 3, without_expert_zero)),
     Case("grouped_swiglu", "empty-experts", experts(9, 4, 3, 8, 2, without_expert_zero)),
     Case("grouped_swiglu", "all-to-one", experts(7, 6, 4, 5, 1, one_expert)),
     Case("grouped_swiglu", "same-expert-twice", experts(5, 6, 4, 5, 2, one_expert)),

@@ -10,7 +10,7 @@ from nautile import ops
 from nautile.ops.dispatch import TABLE
 
 BACKENDS = [(case, backend) for case in CASES for backend in TABLE[case.op][1]]
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 3e-2}
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5}
 
 
 def run(function, arguments: tuple, dtype: torch.dtype) -> list[Tensor]:
@@ -57,7 +57,9 @@ def test_autocast_computes_in_bfloat16_and_keeps_float32_gradients(case: Case, b
     wide = ("linear_cross_entropy", "swiglu", "rotate_interleaved")  # a loss, and two that keep their input's dtype
     assert got[0].dtype == (torch.float32 if case.op in wide else torch.bfloat16)
     assert all(gradient.dtype == torch.float32 for gradient in got[1:])
-    assert_close(got, want, TOLERANCE[torch.bfloat16])
+    # By norm, not by element: one element that cancels may be off by several roundings.
+    for which, (a, b) in enumerate(zip(got, want, strict=True)):
+        assert (a.double() - b).norm() <= 0.02 * b.norm() + 1e-12, f"tensor {which}"
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
