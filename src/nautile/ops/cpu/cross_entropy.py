@@ -44,7 +44,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 if grad_x is not None:
                     torch.mm(logits, weight, out=grad_x[piece])
                 if grad_weight is not None:
-                    grad_weight += torch.mm(logits.t(), x_piece)
+                    _add_(grad_weight, torch.mm(logits.t(), x_piece))
         ctx.save_for_backward(grad_x, grad_weight)
         ctx.dtypes = x_TD.dtype, weight_VD.dtype
         return total
@@ -61,6 +61,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None,
             None,
         )
+
+
+def _add_(total_VD: Tensor, part_VD: Tensor) -> None:
+    """total += part, slice by slice: adding two dtypes makes a wide copy of the narrow one, which should be small."""
+    for total, part in zip(total_VD.split(1024), part_VD.split(1024), strict=True):
+        total += part
 
 
 def _nll_and_gradient_(logits_TV: Tensor, targets_T: Tensor, wide: torch.dtype, need_gradient: bool) -> Tensor:
