@@ -33,8 +33,8 @@ class Arguments:
 
     out: Path = Path("runs/demo")
     """Folder of the run. A finished demo there is shown again, an interrupted one continues."""
-    seconds: float = 170.0
-    """Time for pre-training; the number of steps is measured to fit. The other stages take about a minute."""
+    seconds: float = 200.0
+    """Time for pre-training; the number of steps is measured to fit. The other stages take less than a minute."""
     text: tuple[Path, ...] = ()
     """Your own files or folders to learn from, instead of the Python standard library."""
 
@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
 def run(args: Arguments) -> int:
     """Each stage says what it does or reuses."""
     if args.seconds <= 0:
-        raise UserError(f"--seconds {args.seconds:g}", "pre-training needs some time", "nautile demo --seconds 170")
+        raise UserError(f"--seconds {args.seconds:g}", "pre-training needs some time", "nautile demo --seconds 200")
     started = time.perf_counter()
     resume = (args.out / "config.yaml").exists()
     recipe = recorded(args) if resume else demo_recipe(args)
@@ -119,15 +119,16 @@ def recorded(args: Arguments) -> PretrainRecipe:
 
 def fit_into(seconds: float, recipe: PretrainRecipe, data: "PreparedData") -> PretrainRecipe:
     """The recipe with as many steps as this machine does in the time given."""
-    from nautile.train.budget import seconds_per_step, steps_within
+    from nautile.train.budget import fastest_threads, steps_within
 
-    each = seconds_per_step(recipe, data)
+    threads, each, why = fastest_threads(recipe, data)
     steps = steps_within(seconds, each, FEWEST_STEPS, MOST_STEPS)
-    log(f"{steps} steps: one takes {each:.2f} s here, and {seconds:g} s are given (--seconds)")
+    log(f"CPU threads {threads}: {why}")
+    log(f"{steps} steps: what fits into {seconds:g} s (--seconds)")
     warmup = min(recipe.schedule.warmup_steps, steps // 10)
     return replace(
         recipe,
-        train=replace(recipe.train, steps=steps),
+        train=replace(recipe.train, steps=steps, threads=threads),
         schedule=replace(recipe.schedule, warmup_steps=warmup),
     )
 

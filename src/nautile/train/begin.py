@@ -17,7 +17,7 @@ from nautile.data.prepare import PreparedData
 from nautile.ops import dispatch
 from nautile.train.checkpoint import checkpoints, load_checkpoint, remove_leftovers, save_checkpoint
 from nautile.train.metrics import Speed, training_flops_per_token
-from nautile.train.precision import resolve_device, resolve_precision
+from nautile.train.precision import resolve_device, resolve_precision, resolve_threads
 from nautile.train.ranks import one_rank_only
 from nautile.train.recipe import PretrainRecipe, conflicts, load_recipe
 from nautile.train.state import TrainState, new_state
@@ -72,12 +72,17 @@ def begin(recipe: PretrainRecipe, run: RunFolder, data: PreparedData, resume: bo
     precision, why_precision = resolve_precision(recipe.train.precision, device)
     if resume:
         why_precision = "as the run began"
-    recipe = replace(recipe, train=replace(recipe.train, precision=precision))
+    threads, why_threads = resolve_threads(recipe.train.threads)
+    torch.set_num_threads(threads)
+    recipe = replace(recipe, train=replace(recipe.train, precision=precision, threads=threads))
     if not resume:
         # stop_after belongs to this call, not to the run: resuming must not stop there again.
         dump_yaml(replace(recipe, train=replace(recipe.train, stop_after=None)), run.config_path)
     run.write_env()
-    log(f"device {device} ({why_device}); precision {precision} ({why_precision})")
+    log(
+        f"device {device} ({why_device}); precision {precision} ({why_precision}); "
+        f"CPU threads {threads} ({why_threads})"
+    )
     if recipe.schedule.warmup_steps > recipe.train.steps:
         warn(f"the warm-up of {recipe.schedule.warmup_steps} steps outlasts the run of {recipe.train.steps}")
 
@@ -117,6 +122,8 @@ def _as_recorded(recipe: PretrainRecipe, run: RunFolder) -> PretrainRecipe:
     recorded = load_recipe(str(run.config_path))
     if recipe.train.precision == "auto":
         recipe = replace(recipe, train=replace(recipe.train, precision=recorded.train.precision))
+    if recipe.train.threads is None:
+        recipe = replace(recipe, train=replace(recipe.train, threads=recorded.train.threads))
     if lines := conflicts(recorded, recipe):
         raise UserError(
             f"{run.path} was started with another recipe: {'; '.join(lines)}",

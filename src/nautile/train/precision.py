@@ -1,4 +1,4 @@
-"""Where to compute and how precisely. Automatic choices come with their reason."""
+"""Where to compute, how precisely, and on how many threads. Automatic choices come with their reason."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
@@ -34,6 +34,13 @@ def resolve_precision(asked: Literal["auto", "fp32", "bf16"], device: torch.devi
     if native:
         return "bf16", f"this CPU multiplies bfloat16 natively ({native[0]})"
     return "fp32", "this CPU has neither amx_bf16 nor avx512_bf16, so bfloat16 would be emulated"
+
+
+def resolve_threads(asked: int | None) -> tuple[int, str]:
+    """CPU threads for one tensor operation, and why."""
+    if asked is not None:
+        return asked, "as asked"
+    return torch.get_num_threads(), "torch's own choice: one per core, unless OMP_NUM_THREADS says otherwise"
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:

@@ -105,6 +105,8 @@ class TrainConfig:
     """fp32, or bf16 autocast with float32 master weights; auto asks the machine and says why."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto takes CUDA if there is any."""
+    threads: int | None = None
+    """CPU threads; null takes one per core. The number is recorded: sums split otherwise round otherwise."""
     log_every: int = 10
     """Steps between two lines of metrics.jsonl."""
     validate_every: int = 100

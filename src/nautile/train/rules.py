@@ -25,6 +25,7 @@ def rules(r: "PretrainRecipe") -> list[Rule]:
         "train.sample_every": t.sample_every,
         "train.checkpoint_every": t.checkpoint_every,
         "train.keep_checkpoints": t.keep_checkpoints,
+        "train.threads": 1 if t.threads is None else t.threads,
         "train.stop_after": 1 if t.stop_after is None else t.stop_after,
     }
     places = (s.constant_until, s.cosine_until, s.floor_until)
