@@ -99,15 +99,15 @@ def load_into(model: nn.Module, folder: Path, layout: Layout) -> None:
 def save_from(model: nn.Module, folder: Path, layout: Layout, max_shard_bytes: int = 5 * 10**9) -> None:
     """Write every parameter and buffer of `model` under its published name, in shards of at most `max_shard_bytes`.
 
+    An earlier model in the folder is replaced: of one file and an index, readers would take either.
+
     Raises:
         NautileError: The disk is full or not writable.
     """
-    tensors = _targets(model, layout)
     state = dict(_named_tensors(model))
-    for published, ours in layout.copies.items():
-        tensors[published] = state[ours]
-    for name in _tied_names(model):
-        tensors[name] = state["model.embed_tokens.weight"]
+    tied = dict.fromkeys(_tied_names(model), state["model.embed_tokens.weight"])
+    copies = {published: (state | tied)[ours] for published, ours in layout.copies.items()}
+    tensors = _targets(model, layout) | tied | copies
     shards: list[dict[str, Tensor]] = [{}]
     room = max_shard_bytes
     for name, tensor in tensors.items():
@@ -120,6 +120,7 @@ def save_from(model: nn.Module, folder: Path, layout: Layout, max_shard_bytes: i
     try:
         if len(shards) == 1:
             _write(shards[0], folder / SINGLE)
+            (folder / INDEX).unlink(missing_ok=True)
             return
         weight_map = {}
         for i, shard in enumerate(shards, start=1):
@@ -129,6 +130,7 @@ def save_from(model: nn.Module, folder: Path, layout: Layout, max_shard_bytes: i
         total = sum(t.numel() * t.element_size() for t in tensors.values())
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (folder / INDEX).write_text(json.dumps(index, indent=1))
+        (folder / SINGLE).unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
         raise NautileError(
             f"{folder}: the weights could not be written ({error})",

@@ -81,7 +81,7 @@ def read_config(folder: Path) -> DeepseekV3Config:
     """Configuration of a model folder.
 
     Raises:
-        UserError: The file is not JSON or names an unknown family.
+        UserError: The file is not JSON, names an unknown family, or belongs to quantised weights.
     """
     try:
         published = json.loads((folder / "config.json").read_text())
@@ -98,6 +98,12 @@ def read_config(folder: Path) -> DeepseekV3Config:
             f"{folder / 'config.json'}: model_type {family!r} is not supported",
             f"nautile knows {', '.join(FAMILIES)}; the nearest is {near[0]}",
             "use a model of a supported family",
+        )
+    if quantised := published.get("quantization_config"):
+        raise UserError(
+            f"{folder}: the weights are quantised with {quantised.get('quant_method', 'an unknown method')}",
+            "nautile reads float32, float16 and bfloat16 weights; block scales are not applied yet",
+            "name a folder of bfloat16 weights without quantization_config, as after the official fp8_cast_bf16.py",
         )
     return DeepseekV3Config.from_hf(published)
 
