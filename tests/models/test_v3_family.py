@@ -36,6 +36,8 @@ def test_presets_are_sound_and_survive_their_own_config_json(preset: str) -> Non
         {"n_group": 16},
         {"qk_rope_head_dim": 15},
         {"first_k_dense_replace": 9},
+        {"n_group": 0},
+        {"num_attention_heads": 0},
     ],
 )
 def test_contradictions_are_refused_with_the_field_named(change: dict[str, int]) -> None:

@@ -30,6 +30,25 @@ class RopeScaling:
     """Weight of the attention-temperature correction on the whole softmax scale; 0 for none."""
 
 
+_AT_LEAST_ONE = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "moe_intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "n_routed_experts",
+    "num_experts_per_tok",
+    "n_group",
+    "topk_group",
+    "kv_lora_rank",
+    "qk_nope_head_dim",
+    "qk_rope_head_dim",
+    "v_head_dim",
+    "max_position_embeddings",
+)
+
+
 @dataclass(frozen=True)
 class DeepseekV3Config:
     """A DeepSeek-V3 decoder: MLA, DeepSeekMoE, multi-token prediction (V3 paper, arXiv 2412.19437, §2 and §4.2)."""
@@ -97,16 +116,20 @@ class DeepseekV3Config:
     """Id that ends a document."""
 
     def check(self) -> None:
-        """Raise `UserError` if two fields contradict each other."""
+        """Raise `UserError` if a field is impossible or two contradict each other."""
+        for name in _AT_LEAST_ONE:
+            if getattr(self, name) < 1:
+                raise UserError(
+                    f"model: {name} {getattr(self, name)} is not possible", "a model needs one", "give 1 or more"
+                )
         rules = [
-            (self.hidden_size > 0 and self.vocab_size > 0, "hidden_size and vocab_size", "must be positive"),
             (
                 self.n_routed_experts % self.n_group == 0,
                 f"n_routed_experts {self.n_routed_experts} with n_group {self.n_group}",
                 "groups must be of equal size",
             ),
             (
-                1 <= self.topk_group <= self.n_group,
+                self.topk_group <= self.n_group,
                 f"topk_group {self.topk_group} with n_group {self.n_group}",
                 "a token cannot use more groups than there are",
             ),
@@ -116,12 +139,12 @@ class DeepseekV3Config:
                 "noaux_tc scores a group by its two best experts, so a group needs two",
             ),
             (
-                1 <= self.num_experts_per_tok <= self.topk_group * (self.n_routed_experts // max(self.n_group, 1)),
+                self.num_experts_per_tok <= self.topk_group * (self.n_routed_experts // self.n_group),
                 f"num_experts_per_tok {self.num_experts_per_tok}",
                 "the chosen groups hold fewer experts than a token needs",
             ),
             (
-                self.qk_rope_head_dim % 2 == 0 and self.qk_rope_head_dim > 0,
+                self.qk_rope_head_dim % 2 == 0,
                 f"qk_rope_head_dim {self.qk_rope_head_dim}",
                 "RoPE turns pairs of dimensions",
             ),
