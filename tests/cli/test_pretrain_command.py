@@ -74,6 +74,12 @@ def test_train_stop_resume_report(folder, capsys):
     assert "is finished: 6 steps" in capsys.readouterr().err
 
 
+def test_samples_fit_into_a_short_context(folder):
+    short = ["--train.steps", "1", "--model.max-position-embeddings", "32", "--out", "run"]
+    assert main(["pretrain", "tiny.yaml", *short]) == 0
+    assert (folder / "run" / "samples.jsonl").read_text().count("line") > 0
+
+
 @pytest.mark.slow
 def test_ctrl_c_exits_with_130_and_can_go_on(folder):
     command = [sys.executable, "-m", "nautile", "pretrain"]

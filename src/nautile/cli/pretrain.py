@@ -113,11 +113,14 @@ def held_out_sampler(
         from nautile.infer.params import SamplingParams
 
         llm = LLM(model, tokenizer=data.tokenizer)
-        each = [SamplingParams(max_tokens, temperature=0.7, top_p=0.95, seed=i) for i in range(len(prompts))]
+        each = [SamplingParams(max_tokens, temperature=0.7, top_p=0.95, seed=i) for i in range(len(openings))]
+        room = llm.config.max_position_embeddings // 2  # the other half is for the answer
+        prompts = [[llm.config.bos_token_id, *ids][:room] for ids in openings]
         outputs = llm.generate(prompts, each)
-        return [{"prompt": p, "text": o.text} for p, o in zip(prompts, outputs, strict=True)]
+        shown = [data.tokenizer.decode(prompt) for prompt in prompts]
+        return [{"prompt": p, "text": o.text} for p, o in zip(shown, outputs, strict=True)]
 
-    prompts = [_opening(text) for _, text in data.read_validation_texts(texts)]
+    openings = data.tokenizer.encode_batch([_opening(text) for _, text in data.read_validation_texts(texts)])
     return sample
 
 
