@@ -4,8 +4,9 @@
 
 First every contender trains alone for a few steps; then our fastest setting meets the three fastest of transformers:
 processes that wait on a pipe while another one trains, so that a disturbed machine disturbs all alike. The ratio is
-the median over rounds of the paired ratios to the fastest of the three. Contenders named `kept-memory` run with a C allocator that never returns memory to the system,
-which spares an engine with large temporaries a quarter of its time in page faults. One JSON document on stdout.
+the median over rounds of the paired ratios to the fastest of the three. Contenders named `kept-memory` run with a C
+allocator that never returns memory to the system, which spares an engine with large temporaries a quarter of its time
+in page faults. One JSON document on stdout.
 """
 
 import argparse
