@@ -1,5 +1,7 @@
+import pytest
 import torch
 
+from nautile.core.errors import UserError
 from nautile.train.precision import autocast, resolve_device, resolve_precision
 
 CPU = torch.device("cpu")
@@ -19,6 +21,12 @@ def test_automatic_choices_follow_the_machine_and_say_why(monkeypatch):
     assert precision == "fp32" and "emulated" in why
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert resolve_device("auto") == (CPU, "no CUDA here")
+
+
+def test_cuda_is_refused_where_there_is_none(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="no CUDA device"):
+        resolve_device("cuda")
 
 
 def test_bf16_rounds_products_and_fp32_does_not():

@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 
 from nautile.core.errors import NautileError, UserError
 from nautile.core.run_folder import RunFolder
+from nautile.data.baselines import bigram_bits_per_byte
 from nautile.data.loader import Loader
 from nautile.layers.moe.balance import update_bias_
 from nautile.models.io import load_model
@@ -98,12 +99,40 @@ def test_several_ranks_are_refused(recipe, data, tmp_path, monkeypatch):
         pretrain(recipe, RunFolder.create(tmp_path / "run"), data)
 
 
-def test_a_tokenizer_larger_than_the_model_is_refused(recipe, data, tmp_path):
-    small = replace(
-        recipe, model=replace(recipe.model, vocab_size=290), tokenizer=replace(recipe.tokenizer, vocab_size=290)
+@pytest.mark.parametrize("rows", [290, 400])
+def test_a_tokenizer_of_another_vocabulary_is_refused(rows, recipe, data, tmp_path):
+    other = replace(
+        recipe, model=replace(recipe.model, vocab_size=rows), tokenizer=replace(recipe.tokenizer, vocab_size=rows)
     )
-    with pytest.raises(UserError, match=r"300 tokens, model\.vocab_size is 290"):
-        pretrain(small, RunFolder.create(tmp_path / "run"), data)
+    with pytest.raises(UserError, match=rf"300 tokens, model\.vocab_size is {rows}"):
+        pretrain(other, RunFolder.create(tmp_path / "run"), data)
+
+
+def test_a_tokenizer_that_ends_documents_otherwise_than_the_config_is_refused(recipe, data, tmp_path):
+    other = replace(recipe, model=replace(recipe.model, eos_token_id=7))
+    with pytest.raises(UserError, match=r"--model\.bos-token-id 0 --model\.eos-token-id 1"):
+        pretrain(other, RunFolder.create(tmp_path / "run"), data)
+
+
+def test_held_out_text_shorter_than_a_window_is_refused_before_training(recipe, data, tmp_path):
+    longer = data.validation.num_tokens
+    assert longer < data.train.num_tokens, "or training itself would be refused"
+    long = replace(
+        recipe,
+        model=replace(recipe.model, max_position_embeddings=longer),
+        train=replace(recipe.train, sequence_length=longer),
+    )
+    run = RunFolder.create(tmp_path / "run")
+    with pytest.raises(UserError, match="1 row of"):
+        pretrain(long, run, data)
+    assert not run.config_path.exists()
+
+
+def test_baselines_are_scored_on_the_tokens_of_the_last_validation(straight, recipe, data):
+    targets = recipe.train.final_validation_tokens // recipe.train.sequence_length * recipe.train.sequence_length
+    assert targets < data.validation.num_tokens - 1
+    expected = bigram_bits_per_byte(data.train, data.validation, data.tokenizer.vocab_size, targets)
+    assert straight.read_summary()["bigram_bits_per_byte"] == expected
 
 
 def test_a_gradient_that_is_not_finite_stops_before_the_update(recipe, data, tmp_path, monkeypatch):

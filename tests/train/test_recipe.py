@@ -54,6 +54,7 @@ def test_unknown_key_says_file_and_line(tmp_path):
         ({"train.steps": 0}, "train.steps is 0"),
         ({"train.stop_after": 0}, "train.stop_after is 0"),
         ({"tokenizer.vocab_size": 5000}, "exceeds model.vocab_size"),
+        ({"tokenizer.vocab_size": 1024}, "far below model.vocab_size"),
         ({"schedule.constant_until": 0.97}, "out of order"),
         ({"mtp.switch_at": 1.5}, "outside 0..1"),
         ({"balance.alpha": -1e-4}, "negative"),

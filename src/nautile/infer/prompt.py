@@ -4,11 +4,9 @@ from collections.abc import Sequence
 
 from nautile.core.errors import UserError
 from nautile.models.deepseek_v3.config import DeepseekV3Config
+from nautile.text.config import belongs
 from nautile.text.fim import psm_prompt
 from nautile.text.tokenizer import Tokenizer
-
-MISSING_ROWS = 0.03
-"""Part of a model's vocabulary that its tokenizer may lack: published models round the embedding up (V2 by 2.3 %)."""
 
 
 def check_vocabulary(tokenizer: Tokenizer | None, config: DeepseekV3Config) -> None:
@@ -20,7 +18,7 @@ def check_vocabulary(tokenizer: Tokenizer | None, config: DeepseekV3Config) -> N
     if tokenizer is None:
         return
     ids, rows = tokenizer.vocab_size, config.vocab_size
-    if rows * (1 - MISSING_ROWS) <= ids <= rows:
+    if belongs(ids, rows):
         return
     raise UserError(
         f"the tokenizer has {ids} token ids, the model's embedding {rows} rows",

@@ -7,6 +7,13 @@ from nautile.core.errors import UserError
 
 SMALLEST_VOCABULARY = 256 + 10
 """Every byte, and the special tokens: with these alone any text can be written."""
+MISSING_ROWS = 0.03
+"""Part of a model's vocabulary that its tokenizer may lack: published models round the embedding up (V2 by 2.3 %)."""
+
+
+def belongs(ids: int, rows: int) -> bool:
+    """Whether a tokenizer with so many ids can be that of a model whose embedding has so many rows."""
+    return rows * (1 - MISSING_ROWS) <= ids <= rows
 
 
 @dataclass(frozen=True)

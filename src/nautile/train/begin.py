@@ -13,14 +13,17 @@ from nautile.core.machine import measure_gemm_peak
 from nautile.core.run_folder import RunFolder
 from nautile.core.seed import seed_everything
 from nautile.data.baselines import bigram_bits_per_byte, unigram_bits_per_byte
+from nautile.data.loader import sequential_windows
 from nautile.data.prepare import PreparedData
 from nautile.ops import dispatch
+from nautile.text.config import belongs
 from nautile.train.checkpoint import checkpoints, load_checkpoint, remove_leftovers, save_checkpoint
 from nautile.train.metrics import Speed, training_flops_per_token
 from nautile.train.precision import resolve_device, resolve_precision, resolve_threads
 from nautile.train.ranks import one_rank_only
 from nautile.train.recipe import PretrainRecipe, conflicts, load_recipe
 from nautile.train.state import TrainState, new_state
+from nautile.train.validate import windows_within
 
 
 @dataclass
@@ -61,11 +64,13 @@ def begin(recipe: PretrainRecipe, run: RunFolder, data: PreparedData, resume: bo
     """Check all that can be checked, then build the state.
 
     Raises:
-        UserError: several ranks, another recipe than the recorded one, a tokenizer too large for the model.
+        UserError: several ranks, another recipe than the recorded one, a tokenizer of another vocabulary than the
+            model's, held-out text that does not fill one window.
     """
     one_rank_only()
     recipe.check()
     _tokenizer_fits(recipe, data)
+    sequential_windows(data.validation, recipe.train.sequence_length + 1)  # refuses a split that fills no window
     device, why_device = resolve_device(recipe.train.device)
     if resume:
         recipe = _as_recorded(recipe, run)
@@ -146,14 +151,17 @@ def _restore(run: RunFolder, state: TrainState, data: PreparedData) -> None:
 
 def _facts(recipe: PretrainRecipe, data: PreparedData, state: TrainState, device: torch.device) -> dict[str, Any]:
     dtype = torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
-    vocab_size = data.tokenizer.vocab_size
+    counted = data.train, data.validation, data.tokenizer.vocab_size
+    # The very tokens that the last validation will score.
+    windows = windows_within(data.validation, recipe.train.sequence_length, recipe.train.final_validation_tokens)
+    targets = windows * recipe.train.sequence_length
     return {
         "name": recipe.name,
         "steps": recipe.train.steps,
         "parameters": sum(p.numel() for p in state.model.parameters()),
         "training_flops_per_token": training_flops_per_token(recipe.model, recipe.train.sequence_length),
-        "unigram_bits_per_byte": unigram_bits_per_byte(data.train, data.validation, vocab_size),
-        "bigram_bits_per_byte": bigram_bits_per_byte(data.train, data.validation, vocab_size),
+        "unigram_bits_per_byte": unigram_bits_per_byte(*counted, targets),
+        "bigram_bits_per_byte": bigram_bits_per_byte(*counted, targets),
         "tokens_per_byte": data.train.num_tokens / data.train.num_bytes,
         "data": _figures(data.report),
         "device": str(device),
@@ -172,9 +180,20 @@ def _figures(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tokenizer_fits(recipe: PretrainRecipe, data: PreparedData) -> None:
-    if data.tokenizer.vocab_size > recipe.model.vocab_size:
+    model, ids = recipe.model, data.tokenizer.vocab_size
+    if not belongs(ids, model.vocab_size):
         raise UserError(
-            f"the tokenizer has {data.tokenizer.vocab_size} tokens, model.vocab_size is {recipe.model.vocab_size}",
-            "tokens beyond the model's vocabulary have no embedding",
-            f"--model.vocab-size {data.tokenizer.vocab_size}, or another tokenizer",
+            f"the tokenizer has {ids} tokens, model.vocab_size is {model.vocab_size}",
+            "tokens beyond the model's vocabulary have no embedding"
+            if ids > model.vocab_size
+            else "the rows of the rest would never be trained",
+            f"--model.vocab-size {ids}, or another tokenizer",
+        )
+    ends = data.tokenizer.bos_id, data.tokenizer.eos_id
+    if ends != (model.bos_token_id, model.eos_token_id):
+        raise UserError(
+            f"the tokenizer begins documents with id {ends[0]} and ends them with {ends[1]}, the model's config says "
+            f"{model.bos_token_id} and {model.eos_token_id}",
+            "what is generated from the model begins and ends as its config says",
+            f"--model.bos-token-id {ends[0]} --model.eos-token-id {ends[1]}",
         )

@@ -5,11 +5,23 @@ from typing import Literal
 
 import torch
 
+from nautile.core.errors import UserError
+
 Precision = Literal["fp32", "bf16"]
 
 
 def resolve_device(asked: str) -> tuple[torch.device, str]:
-    """The device for ``auto``, ``cpu`` or ``cuda``, and why."""
+    """The device for ``auto``, ``cpu`` or ``cuda``, and why.
+
+    Raises:
+        UserError: ``cuda`` where there is none.
+    """
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            "train.device is cuda, and torch finds no CUDA device",
+            f"torch {torch.__version__} was built for {torch.version.cuda or 'CPUs only'}",
+            "--train.device cpu, or install a CUDA build of torch on a machine with a GPU",
+        )
     if asked != "auto":
         return torch.device(asked), "as asked"
     if torch.cuda.is_available():

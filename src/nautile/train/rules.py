@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+from nautile.text.config import belongs
+
 if TYPE_CHECKING:
     from nautile.train.recipe import PretrainRecipe
 
@@ -61,6 +63,12 @@ def rules(r: "PretrainRecipe") -> list[Rule]:
             f"tokenizer.vocab_size {r.tokenizer.vocab_size} exceeds model.vocab_size {r.model.vocab_size}",
             "some tokens would have no embedding",
             f"--tokenizer.vocab-size {r.model.vocab_size}",
+        ),
+        (
+            bool(r.tokenizer.path) or belongs(r.tokenizer.vocab_size, r.model.vocab_size),
+            f"tokenizer.vocab_size {r.tokenizer.vocab_size} is far below model.vocab_size {r.model.vocab_size}",
+            "the rows of the rest would never be trained, and the model could not be told from another tokenizer's",
+            f"--model.vocab-size {r.tokenizer.vocab_size}, or --tokenizer.vocab-size {r.model.vocab_size}",
         ),
         (
             all(0 <= x <= 1 for x in fractions),

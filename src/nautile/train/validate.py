@@ -6,10 +6,15 @@ import torch
 
 from nautile import ops
 from nautile.core.context import ForwardContext
-from nautile.data.loader import sequential_windows
+from nautile.data.loader import count_windows, sequential_windows
 from nautile.data.shards import TokenShards
 from nautile.models.deepseek_v3.model import DeepseekV3ForCausalLM
 from nautile.train.precision import autocast
+
+
+def windows_within(shards: TokenShards, sequence_length: int, tokens: int) -> int:
+    """Windows to score for about so many tokens: whole ones, at least one, at most what the split holds."""
+    return min(max(1, tokens // sequence_length), count_windows(shards, sequence_length + 1))
 
 
 @torch.no_grad()
@@ -39,7 +44,7 @@ def bits_per_byte(
     device = model.lm_head.weight.device
     nats, scored_bytes = 0.0, 0
     model.eval()
-    windows = max(1, tokens // sequence_length)
+    windows = windows_within(shards, sequence_length, tokens)
     for batch in sequential_windows(shards, sequence_length + 1, limit=windows):
         tokens_BW = batch.tokens_BW.to(device)
         cu_seqlens = batch.cu_seqlens.to(device) if separate_documents else None
