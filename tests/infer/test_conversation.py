@@ -62,3 +62,12 @@ def test_a_broken_off_answer_is_remembered_and_a_refused_line_is_not(llm, tokeni
     with pytest.raises(UserError, match="the prompt has"):
         list(talking.reply("x" * 100))
     assert talking.turns == []
+
+
+def test_an_empty_answer_is_a_turn_where_sides_must_alternate(llm, tokenizer, monkeypatch):
+    monkeypatch.setattr(llm, "stream", lambda prompt, params: iter(()))
+    talking = Conversation(llm, PARAMS, ChatTemplate(TEMPLATE, tokenizer))
+    assert list(talking.reply("a")) == [] and list(talking.reply("b")) == []
+    assert [turn.role for turn in talking.turns] == ["user", "assistant"] * 2
+    continuing = Conversation(llm, PARAMS)
+    assert list(continuing.reply("a")) == [] and continuing.text() == "a\n"

@@ -48,6 +48,9 @@ class Conversation:
             if not pieces:  # nothing was said in return, so nothing was said
                 self.turns.pop()
             raise
+        else:
+            if not pieces and self.template is not None:  # an empty answer is one: templates want sides to alternate
+                self.turns.append(Turn("assistant", ""))
         finally:
             if pieces:
                 self.turns.append(Turn("assistant", "".join(pieces)))
