@@ -62,6 +62,12 @@ def test_a_signal_saves_and_the_run_goes_on_later(number, recipe, data, run, str
     assert_same_run(run, straight)
 
 
+def test_a_step_that_is_finished_twice_has_its_samples_once(recipe, data, run):
+    for resume in (False, True):
+        pretrain(stopping_after(recipe, 2), run, data, lambda model: [{"prompt": "p", "text": "t"}], resume=resume)
+    assert [sample["step"] for sample in run.samples.read()] == [2]
+
+
 def test_another_recipe_is_refused_and_the_difference_shown(recipe, data, run):
     pretrain(stopping_after(recipe, 1), run, data)
     other = replace(recipe, seed=5, train=replace(recipe.train, steps=9, log_every=3))

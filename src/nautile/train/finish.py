@@ -36,9 +36,12 @@ def write_samples(session: Session, sample: Sampler | None) -> None:
     """Let the model write, and keep what it wrote."""
     if sample is None:
         return
-    model = session.state.model.eval()
+    model, step = session.state.model.eval(), session.state.step
+    earlier = session.run.samples.read()
+    if any(text["step"] == step for text in earlier):  # by a process that was killed before it could finish this step
+        session.run.samples.keep([text for text in earlier if text["step"] != step])
     for text in sample(model):
-        session.run.samples.append({"step": session.state.step, **text})
+        session.run.samples.append({"step": step, **text})
         log(f"  {text['prompt'][-40:]!r} → {text['text'][:80]!r}")
     model.train()
 
