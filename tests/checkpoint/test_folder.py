@@ -85,7 +85,7 @@ def test_a_cut_file_is_called_damaged(model: DeepseekV3ForCausalLM, tmp_path: Pa
 
 def test_an_unknown_family_is_named_with_the_nearest(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "deepseek_v33"}))
-    with pytest.raises(UserError, match="the nearest is deepseek_v3"):
+    with pytest.raises(UserError, match="did you mean 'deepseek_v3'"):
         nautile.load(tmp_path)
 
 

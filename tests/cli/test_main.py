@@ -176,3 +176,12 @@ def test_every_verb_is_there():
     for module, _ in VERBS.values():
         assert callable(importlib.import_module(module).main)
     assert command.EXAMPLES[0] == "nautile demo"
+
+
+def test_waiting_threads_sleep_unless_the_user_decided(monkeypatch, capsys):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    assert main(["--version"]) == 0
+    assert os.environ["OMP_WAIT_POLICY"] == "passive"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    assert main(["--version"]) == 0
+    assert os.environ["OMP_WAIT_POLICY"] == "active"

@@ -53,6 +53,7 @@ VARIANTS = {
     },
     "mscale unlike mscale_all_dim": {"rope_parameters": {**YARN, "mscale": 0.707, "mscale_all_dim": 1.0}},
     "weights not normalised": {"norm_topk_prob": False},
+    "one expert per token": {"num_experts_per_tok": 1},
     "one shared expert, tied head": {"n_shared_experts": 1, "tie_word_embeddings": True},
 }
 

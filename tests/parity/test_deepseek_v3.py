@@ -52,7 +52,8 @@ def test_gradients(pair: tuple[Oracle, DeepseekV3ForCausalLM]) -> None:
     compared = 0
     for name, parameter in ours.named_parameters():
         expected = published[name].grad
-        error = (parameter.grad - expected).norm() / expected.norm()
+        # One normalised expert has weight 1 whatever its score: the router's gradient is then rounding around 0.
+        error = (parameter.grad - expected).norm() / expected.norm().clamp(min=1e-3)
         assert error < 1e-3, f"{name}: gradient off by {error:.1e} of its norm"
         compared += 1
     assert compared == len(published)

@@ -1,5 +1,6 @@
 """``nautile demo``: the whole chain on real text in a few minutes, from raw files to a model that answers."""
 
+import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from nautile.data.prepare import PreparedData
     from nautile.models.deepseek_v3.model import DeepseekV3ForCausalLM
 
-EXAMPLES = ("nautile demo", "nautile demo --seconds 600 --out runs/longer")
+EXAMPLES = ("nautile demo", "nautile demo --seconds 600 --out runs/long-demo")
 
 PROMPTS = (
     'def read_lines(path):\n    """Return the lines of a text file as a list."""\n',
@@ -25,6 +26,8 @@ PROMPTS = (
 """Beginnings that the model continues at the end."""
 
 FEWEST_STEPS, MOST_STEPS = 40, 4000
+MOST_CHARACTERS = 1000
+"""Around the hole to fill: lines can be long, and even one token per character must fit into the context of 1,024."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,8 @@ def run(args: Arguments) -> int:
 
     log("[2/4] pre-training")
     if resume:
-        log(f"{args.out} holds this demo already: continuing or reusing it (start afresh with --out, or delete it)")
+        log(f"{args.out} holds this demo already: continuing or reusing it, with its {recipe.train.steps} steps")
+        log(f"to start afresh: nautile demo --out {args.out}-2, or delete {args.out}")
         folder = RunFolder.open(args.out)
     else:
         recipe = fit_into(args.seconds, recipe, data)
@@ -73,7 +77,7 @@ def run(args: Arguments) -> int:
     summary = pretrain(recipe, folder, data, sampler(data), resume=resume)
     if summary["stopped_by"]:
         log(f"stopped by {summary['stopped_by']}; continue with: nautile demo --out {args.out}")
-        return 130
+        return 128 + signal.Signals[summary["stopped_by"]]
 
     log("[3/4] code that it never saw")
     for sample in folder.samples.read():
@@ -163,7 +167,9 @@ def find_hole(data: "PreparedData", around: int = 6) -> tuple[str, str, str, str
             if 12 <= len(line) <= 60 and line.startswith(("return ", "self.", "if ", "for ")):
                 indent = len(lines[at]) - len(lines[at].lstrip())
                 prefix = "".join(lines[at - around : at]) + lines[at][:indent]
-                return name, prefix, lines[at][indent:].rstrip("\n"), "\n" + "".join(lines[at + 1 : at + 1 + around])
+                suffix = "\n" + "".join(lines[at + 1 : at + 1 + around])
+                if len(prefix) + len(suffix) <= MOST_CHARACTERS:
+                    return name, prefix, lines[at][indent:].rstrip("\n"), suffix
     return None
 
 

@@ -37,6 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         0 when done, 1 after a failure, 2 after the caller's mistake, 130 after Ctrl-C.
     """
+    _let_waiting_threads_sleep()
     try:
         code = _run(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()  # a closed pipe shows here rather than in the interpreter's shutdown

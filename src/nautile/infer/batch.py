@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nautile.core.context import CacheSpec, CacheView, ForwardContext
-from nautile.infer.cache import CacheRow, LatentCache
+from nautile.infer.cache import LatentCache
 from nautile.infer.params import SamplingParams
 from nautile.infer.sampling import Sampler
 from nautile.layers.decoder import DecoderOutput
@@ -79,7 +79,7 @@ class Batch:
 
     def _read_prompt(self, row: int, prompt: Sequence[int]) -> Tensor:
         """Fill one row of the cache; logits [1, V] after the prompt's last token."""
-        cache = CacheRow(self.cache, row)
+        cache = self.cache.row(row)
         hidden_1SD = None
         for start in range(0, len(prompt), PREFILL_CHUNK):
             chunk = prompt[start : start + PREFILL_CHUNK]

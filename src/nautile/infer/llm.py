@@ -3,6 +3,7 @@
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import SupportsIndex
 
 import torch
 
@@ -130,8 +131,8 @@ def as_prompts(prompts: str | Sequence[int] | Sequence[str] | Sequence[Sequence[
     """A list of prompts, whether one or several were given: a flat list of ids is one prompt."""
     if isinstance(prompts, str):
         return [prompts]
-    token_ids = [item for item in prompts if isinstance(item, int)]
-    return [token_ids] if token_ids else [item for item in prompts if not isinstance(item, int)]
+    token_ids = [int(item) for item in prompts if isinstance(item, SupportsIndex)]
+    return [token_ids] if token_ids else [item for item in prompts if not isinstance(item, SupportsIndex)]
 
 
 @contextmanager

@@ -41,6 +41,7 @@ class MTPModule(nn.Module):
     def forward(self, hidden_BSD: Tensor, embedded_BSD: Tensor, ctx: ForwardContext) -> DecoderOutput:
         """Hidden states of depth k−1 and embeddings of the tokens k further on → hidden states of depth k."""
         joined = torch.cat([self.enorm(embedded_BSD), self.hnorm(hidden_BSD)], dim=-1)
-        state = self.block(self.eh_proj(joined), ctx)
+        # Back to the width of the embedding: under autocast the residual stream stays float32 here, too.
+        state = self.block(self.eh_proj(joined).to(embedded_BSD.dtype), ctx)
         routing = () if state.routing is None else (state.routing,)
         return DecoderOutput(self.shared_head(state.x_BSD), routing)

@@ -1,4 +1,4 @@
-"""Model families: one folder each, wired from `nautile.layers`. This table is the only place that lists them."""
+"""Model families: one folder each, wired from `nautile.layers`. `io` knows them by this table."""
 
 FAMILIES: dict[str, str] = {
     "deepseek_v3": "nautile.models.deepseek_v3",

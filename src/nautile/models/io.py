@@ -1,6 +1,5 @@
 """Models in and out of Hugging Face folders: the public `nautile.load` and `nautile.save`."""
 
-import difflib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from torch import nn
 from nautile.checkpoint.folder import load_into, locate, save_from
 from nautile.core.errors import UserError
 from nautile.core.log import warn
+from nautile.core.nearest import suggestion
 from nautile.models import FAMILIES
 from nautile.models.deepseek_v3.checkpoint import layout
 from nautile.models.deepseek_v3.config import DeepseekV3Config
@@ -93,11 +93,10 @@ def read_config(folder: Path) -> DeepseekV3Config:
         ) from error
     family = published.get("model_type")
     if family not in FAMILIES:
-        near = difflib.get_close_matches(str(family), FAMILIES, n=1, cutoff=0)
         raise UserError(
             f"{folder / 'config.json'}: model_type {family!r} is not supported",
-            f"nautile knows {', '.join(FAMILIES)}; the nearest is {near[0]}",
-            "use a model of a supported family",
+            f"nautile knows {', '.join(FAMILIES)}",
+            suggestion(str(family), FAMILIES, "supported families"),
         )
     if quantised := published.get("quantization_config"):
         raise UserError(

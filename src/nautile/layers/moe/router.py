@@ -99,7 +99,7 @@ class Router(nn.Module):
             scores_TE = affinities(F.linear(x_BSD.reshape(-1, D).float(), self.weight.float()), self.scoring_func)
         experts_TK = select(scores_TE, self.e_score_correction_bias, self.method, self.k, self.n_group, self.topk_group)
         weights_TK = scores_TE.gather(1, experts_TK)
-        if self.normalise and self.k > 1:
+        if self.normalise:
             weights_TK = weights_TK / (weights_TK.sum(-1, keepdim=True) + 1e-20)
         E = scores_TE.shape[1]
         balance_loss = None
