@@ -49,11 +49,12 @@ def test_gradients(pair: tuple[Oracle, DeepseekV3ForCausalLM]) -> None:
     (oracle(tokens).logits * weights).sum().backward()
     (ours(tokens) * weights).sum().backward()
     published = dict(oracle.named_parameters())
+    # One normalised expert has weight 1 whatever its score: its router's gradient is rounding around 0.
+    rounding = 1e-3 * torch.stack([p.grad.norm() for p in oracle.parameters()]).median()
     compared = 0
     for name, parameter in ours.named_parameters():
         expected = published[name].grad
-        # One normalised expert has weight 1 whatever its score: the router's gradient is then rounding around 0.
-        error = (parameter.grad - expected).norm() / expected.norm().clamp(min=1e-3)
+        error = (parameter.grad - expected).norm() / expected.norm().clamp(min=rounding)
         assert error < 1e-3, f"{name}: gradient off by {error:.1e} of its norm"
         compared += 1
     assert compared == len(published)
