@@ -178,10 +178,16 @@ def test_every_verb_is_there():
     assert command.EXAMPLES[0] == "nautile demo"
 
 
-def test_waiting_threads_sleep_unless_the_user_decided(monkeypatch, capsys):
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+@pytest.mark.parametrize(
+    ("given", "count"),
+    [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
+)
+def test_threads_spin_briefly_unless_the_user_decided(monkeypatch, given, count):
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        # Set first, so that what main() sets is taken back when the test ends.
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
     assert main(["--version"]) == 0
-    assert os.environ["OMP_WAIT_POLICY"] == "passive"
-    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
-    assert main(["--version"]) == 0
-    assert os.environ["OMP_WAIT_POLICY"] == "active"
+    assert os.environ.get("GOMP_SPINCOUNT") == count
