@@ -1,4 +1,8 @@
+import errno
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -106,3 +110,43 @@ def test_a_full_disk_names_the_file(tmp_path):
     lines.path.symlink_to("/dev/full")
     with pytest.raises(NautileError, match=r"(?s)cannot write .*m\.jsonl.*No space left.*free some space"):
         lines.append({"step": 1})
+
+
+HOLDS_THE_LOCK = """
+import sys, time
+from nautile.core.run_folder import RunFolder
+with RunFolder.open(sys.argv[1]).locked():
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="flock")
+def test_one_process_at_a_time_and_a_killed_one_leaves_no_lock(tmp_path):
+    run = started(tmp_path / "a")
+    holder = subprocess.Popen([sys.executable, "-c", HOLDS_THE_LOCK, run.path], stdout=subprocess.PIPE)
+    try:
+        assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
+        with (
+            pytest.raises(UserError, match=r"(?s)another process is training in .*/a.*checkpoints.*--out"),
+            run.locked(),
+        ):
+            pass
+    finally:
+        holder.kill()
+        holder.communicate()
+    with run.locked():
+        pass
+    with run.locked():
+        pass
+
+
+@pytest.mark.skipif(os.name != "posix", reason="flock")
+def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, capsys):
+    def unsupported(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", unsupported)
+    with started(tmp_path / "a").locked():
+        pass
+    assert "No locks available; nothing keeps a second process" in capsys.readouterr().err

@@ -68,6 +68,14 @@ def test_a_step_that_is_finished_twice_has_its_samples_once(recipe, data, run):
     assert [sample["step"] for sample in run.samples.read()] == [2]
 
 
+def test_a_folder_in_which_another_run_began_or_goes_on_is_refused(recipe, data, run):
+    with run.locked(), pytest.raises(UserError, match="another process is training"):
+        pretrain(recipe, RunFolder(run.path), data)
+    run.config_path.write_text("")
+    with pytest.raises(UserError, match="already holds a run"):
+        pretrain(recipe, run, data)
+
+
 def test_another_recipe_is_refused_and_the_difference_shown(recipe, data, run):
     pretrain(stopping_after(recipe, 1), run, data)
     other = replace(recipe, seed=5, train=replace(recipe.train, steps=9, log_every=3))

@@ -9,20 +9,26 @@ runs/NAME/
     checkpoints/      step-000400/ ...
     model/            the exported model, readable by transformers
     report.md, report.html
+    .lock             held, in the sense of flock, by the process that trains; its presence means nothing
 """
 
+import errno
 import json
 import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nautile.core.atomic import atomic_folder, atomic_write_text, disk_errors
 from nautile.core.errors import UserError
+from nautile.core.log import warn
 from nautile.core.nearest import suggestion
+
+_NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK}
 
 __all__ = ["JsonLines", "RunFolder", "atomic_folder", "atomic_write_text"]
 
@@ -105,6 +111,40 @@ class RunFolder:
             "there is no config.yaml in it" if run.path.exists() else "there is no such folder",
             suggestion(str(path), beside, "runs beside it") if beside else "start one: nautile demo",
         )
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from training in this folder while the block runs.
+
+        The kernel holds the lock (flock) and drops it when the process ends, however it ends. There is none on Windows,
+        nor on a network file system that offers none, which is said.
+
+        Raises:
+            UserError: another process holds it.
+            NautileError: the folder is not writable.
+        """
+        if os.name != "posix":
+            yield
+            return
+        import fcntl
+
+        path = self.path / ".lock"
+        with disk_errors(path):
+            file = path.open("ab")  # network file systems lock only what is open for writing
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UserError(
+                    f"another process is training in {self.path}",
+                    "two would delete each other's checkpoints and mix their records",
+                    "wait until it ends or stop it, or choose another folder with --out",
+                ) from error
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise
+                warn(f"{self.path}: {error.strerror}; nothing keeps a second process from training in this folder")
+            yield
 
     @property
     def config_path(self) -> Path:

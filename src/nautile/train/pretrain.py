@@ -45,9 +45,18 @@ def pretrain(
         signal there is only a checkpoint, without the last validation and the export.
 
     Raises:
-        UserError: the recipe contradicts the run, the data or this launch.
+        UserError: the recipe contradicts the run, the data or this launch; another process trains in `run`.
         NautileError: the disk is full, or the gradient is not finite.
     """
+    with run.locked():
+        if not resume:
+            RunFolder.create(run.path)  # another process may have begun one since `run` was made
+        return _pretrain(recipe, run, data, sample, resume)
+
+
+def _pretrain(
+    recipe: PretrainRecipe, run: RunFolder, data: PreparedData, sample: Sampler | None, resume: bool
+) -> dict[str, Any]:
     if resume and (summary := already_finished(recipe, run)):
         return summary
     session = begin(recipe, run, data, resume)
