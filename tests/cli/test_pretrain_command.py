@@ -74,6 +74,14 @@ def test_train_stop_resume_report(folder, capsys):
     assert "is finished: 6 steps" in capsys.readouterr().err
 
 
+def test_another_corpus_is_refused_before_it_is_prepared(folder, capsys):
+    assert main(["pretrain", "tiny.yaml", "--train.stop-after", "1", "--out", "run"]) == 0
+    prepared = sorted((folder / "cache").iterdir())
+    assert main(["pretrain", "--resume", "run", "--data.fim-rate", "0.5"]) == 2
+    assert "data.fim_rate: 0.1 → 0.5" in capsys.readouterr().err
+    assert sorted((folder / "cache").iterdir()) == prepared
+
+
 def test_samples_fit_into_a_short_context(folder):
     short = ["--train.steps", "1", "--model.max-position-embeddings", "32", "--out", "run"]
     assert main(["pretrain", "tiny.yaml", *short]) == 0

@@ -90,9 +90,12 @@ def run(args: Arguments) -> int:
     folder = RunFolder.open(args.resume) if args.resume else RunFolder.create(args.out or Path("runs") / recipe.name)
 
     from nautile.data.prepare import prepare
+    from nautile.train.begin import as_recorded
     from nautile.train.pretrain import pretrain
     from nautile.train.report import render
 
+    if args.resume:
+        recipe = as_recorded(recipe, folder)  # another corpus is refused before it is prepared
     data = prepare(recipe.data, recipe.tokenizer)
     summary = pretrain(recipe, folder, data, held_out_sampler(data), resume=args.resume is not None)
     if summary["step"]:

@@ -73,7 +73,7 @@ def begin(recipe: PretrainRecipe, run: RunFolder, data: PreparedData, resume: bo
     sequential_windows(data.validation, recipe.train.sequence_length + 1)  # refuses a split that fills no window
     device, why_device = resolve_device(recipe.train.device)
     if resume:
-        recipe = _as_recorded(recipe, run)
+        recipe = as_recorded(recipe, run)
     precision, why_precision = resolve_precision(recipe.train.precision, device)
     if resume:
         why_precision = "as the run began"
@@ -114,7 +114,7 @@ def already_finished(recipe: PretrainRecipe, run: RunFolder) -> dict[str, Any] |
     Raises:
         UserError: another recipe than the recorded one.
     """
-    _as_recorded(recipe, run)
+    as_recorded(recipe, run)
     summary = run.read_summary()
     if summary is None or not summary["finished"] or not run.model.is_dir():
         return None
@@ -122,8 +122,12 @@ def already_finished(recipe: PretrainRecipe, run: RunFolder) -> dict[str, Any] |
     return summary
 
 
-def _as_recorded(recipe: PretrainRecipe, run: RunFolder) -> PretrainRecipe:
-    """The recipe with the automatic choices of the recorded one, which it must agree with."""
+def as_recorded(recipe: PretrainRecipe, run: RunFolder) -> PretrainRecipe:
+    """The recipe with the automatic choices of the recorded one, which it must agree with.
+
+    Raises:
+        UserError: another recipe than the recorded one.
+    """
     recorded = load_recipe(str(run.config_path))
     if recipe.train.precision == "auto":
         recipe = replace(recipe, train=replace(recipe.train, precision=recorded.train.precision))
