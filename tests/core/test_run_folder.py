@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from nautile.core.errors import NautileError, UserError
+from nautile.core.atomic import disk_errors
+from nautile.core.errors import DiskFullError, NautileError, UserError
 from nautile.core.run_folder import JsonLines, RunFolder
 
 
@@ -110,6 +111,17 @@ def test_a_full_disk_names_the_file(tmp_path):
     lines.path.symlink_to("/dev/full")
     with pytest.raises(NautileError, match=r"(?s)cannot write .*m\.jsonl.*No space left.*free some space"):
         lines.append({"step": 1})
+
+
+def test_a_full_disk_is_told_how_to_go_on_once_the_run_began(tmp_path):
+    run = RunFolder.create(tmp_path / "a")
+    for begun, cure in ((False, "run the same command again"), (True, f"then: nautile pretrain --resume {run.path}")):
+        if begun:
+            run.config_path.write_text("name: x\n")
+        with pytest.raises(DiskFullError) as error, run.resumable(), disk_errors(run.summary_path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        assert error.value.cure == f"free some space on that disk{', ' if begun else ' and '}{cure}"
+        assert error.value.what == f"cannot write {run.summary_path}"
 
 
 HOLDS_THE_LOCK = """

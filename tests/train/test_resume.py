@@ -1,13 +1,16 @@
 """A run that was stopped, killed or starved of disk continues as if nothing had happened."""
 
+import errno
 import json
 import os
 import resource
 import signal
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
 
+from nautile.core import run_folder
 from nautile.core.errors import NautileError, UserError
 from nautile.core.run_folder import RunFolder
 from nautile.train.checkpoint import checkpoints
@@ -114,6 +117,25 @@ def test_a_checkpoint_of_other_circumstances_is_refused(key, value, told, recipe
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
     with pytest.raises(UserError, match=told):
         pretrain(recipe, run, data, resume=True)
+
+
+@pytest.mark.parametrize("file", ["metrics.jsonl", "summary.json", "model"])
+def test_a_disk_full_outside_checkpoints_names_the_command_that_goes_on(file, recipe, data, run, monkeypatch):
+    real = run_folder.disk_errors
+
+    @contextmanager
+    def full(path):
+        with real(path):
+            if path.name == file and checkpoints(run):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            yield
+
+    monkeypatch.setattr("nautile.core.run_folder.disk_errors", full)
+    monkeypatch.setattr("nautile.core.atomic.disk_errors", full)
+    with pytest.raises(NautileError) as error:
+        pretrain(recipe, run, data)
+    assert error.value.what == f"cannot write {run.path / file}"
+    assert error.value.cure.endswith(f"nautile pretrain --resume {run.path}")
 
 
 def test_a_full_disk_leaves_the_earlier_checkpoint(recipe, data, run, straight, assert_same_run):

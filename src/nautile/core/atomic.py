@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from nautile.core.errors import NautileError
+from nautile.core.errors import DiskFullError, NautileError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # safetensors and torch.save report a full disk as their own exception types, with only text to go by.
@@ -47,8 +47,9 @@ def _concerns(error: OSError, path: Path) -> bool:
 
 def _write_error(path: Path, reason: str, full: bool) -> NautileError:
     why = f"{reason}; nothing that was there before has changed"
-    cure = "free some space on that disk and run the same command again" if full else "check or change that path"
-    return NautileError(f"cannot write {path}", why, cure)
+    if full:
+        return DiskFullError(f"cannot write {path}", why, "free some space on that disk and run the same command again")
+    return NautileError(f"cannot write {path}", why, "check or change that path")
 
 
 def atomic_write_text(path: Path, text: str) -> None:

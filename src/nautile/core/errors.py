@@ -24,6 +24,10 @@ class NautileError(Exception):
         return f"{self.what}\n  why: {self.why}\n  try: {self.cure}"
 
 
+class DiskFullError(NautileError):
+    """There was no room for a file. Exit code 1."""
+
+
 class UserError(NautileError):
     """The request itself cannot be met (an unknown key, a missing file). Exit code 2."""
 

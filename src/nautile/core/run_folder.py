@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from nautile.core.atomic import atomic_folder, atomic_write_text, disk_errors
-from nautile.core.errors import UserError
+from nautile.core.errors import DiskFullError, UserError
 from nautile.core.log import warn
 from nautile.core.nearest import suggestion
 
@@ -145,6 +145,21 @@ class RunFolder:
                     raise
                 warn(f"{self.path}: {error.strerror}; nothing keeps a second process from training in this folder")
             yield
+
+    @contextmanager
+    def resumable(self) -> Iterator[None]:
+        """Where the block fills the disk after the run began, name the command that continues it.
+
+        Raises:
+            DiskFullError: in the block; the command that began a run would be refused now.
+        """
+        try:
+            yield
+        except DiskFullError as error:
+            if not self.config_path.exists():
+                raise
+            cure = f"free some space on that disk, then: nautile pretrain --resume {self.path}"
+            raise DiskFullError(error.what, error.why, cure) from error
 
     @property
     def config_path(self) -> Path:

@@ -48,7 +48,7 @@ def pretrain(
         UserError: the recipe contradicts the run, the data or this launch; another process trains in `run`.
         NautileError: the disk is full, or the gradient is not finite.
     """
-    with run.locked():
+    with run.resumable(), run.locked():
         if not resume:
             RunFolder.create(run.path)  # another process may have begun one since `run` was made
         return _pretrain(recipe, run, data, sample, resume)

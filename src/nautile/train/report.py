@@ -17,6 +17,7 @@ def render(run: RunFolder) -> Path:
 
     Raises:
         UserError: the run has not recorded anything yet.
+        NautileError: the disk is full or not writable.
     """
     import jinja2
 
@@ -33,8 +34,9 @@ def render(run: RunFolder) -> Path:
         autoescape=jinja2.select_autoescape(["html.j2"]),
         keep_trailing_newline=True,
     )
-    for name in ("report.md", "report.html"):
-        atomic_write_text(run.path / name, environment.get_template(f"{name}.j2").render(content))
+    with run.resumable():
+        for name in ("report.md", "report.html"):
+            atomic_write_text(run.path / name, environment.get_template(f"{name}.j2").render(content))
     return run.path / "report.html"
 
 
