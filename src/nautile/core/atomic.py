@@ -1,7 +1,8 @@
 """Files and folders that appear whole or not at all, whenever the process or the disk gives up.
 
 Everything is written under a temporary sibling name, flushed to the disk, then renamed: a reader, or a run that
-resumes after SIGKILL, sees the old state or the new one, never half of it.
+resumes after SIGKILL, sees the old state or the new one, never half of it. One gap remains: while a filled folder is
+replaced, there is for a moment nothing at its path (`_put_in_place`).
 """
 
 import errno
@@ -79,8 +80,8 @@ def atomic_write_text(path: Path, text: str) -> None:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder to fill; it becomes `path` when the block ends well and vanishes when it does not.
 
-    A folder that stands at `path` already is replaced. What earlier, killed processes of this machine left behind for
-    the same `path` is removed first.
+    A folder that stands at `path` already is replaced, with a moment in which neither is there. What earlier, killed
+    processes of this machine left behind for the same `path` is removed first.
 
     Raises:
         NautileError: the disk is full or not writable; `path` is as it was.
@@ -103,7 +104,11 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def _put_in_place(partial: Path, path: Path) -> None:
-    """Rename; a folder cannot be renamed over a filled one, so an older one steps aside first."""
+    """Rename; a folder cannot be renamed over a filled one, so an older one steps aside first.
+
+    Between the two renames a reader finds no folder at all. A process killed there leaves the older one under its
+    temporary name, and the next writer of `path` puts it back.
+    """
     if not path.exists():
         partial.rename(path)
         return
