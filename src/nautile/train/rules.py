@@ -32,6 +32,11 @@ def rules(r: "PretrainRecipe") -> list[Rule]:
     }
     places = (s.constant_until, s.cosine_until, s.floor_until)
     fractions = [*places, *s.decay_at, r.mtp.switch_at, r.balance.bias_until]
+    shares = {
+        "schedule.floor": s.floor,
+        "schedule.final": s.final,
+        "schedule.decay_factor": s.decay_factor,
+    }
     weights = [r.optim.weight_decay, r.mtp.weight, r.mtp.final_weight, r.balance.bias_speed, r.balance.alpha]
     return [
         *(
@@ -81,6 +86,25 @@ def rules(r: "PretrainRecipe") -> list[Rule]:
             f"the schedule's places are out of order: {places}, decay_at {s.decay_at}",
             "each stretch of the learning rate begins where the one before it ends",
             "order constant_until <= cosine_until <= floor_until, and decay_at",
+        ),
+        *(
+            (0 <= x <= 1, f"{name} is {x}", "it is a fraction of the learning rate", "give a number between 0 and 1")
+            for name, x in shares.items()
+        ),
+        *(
+            (
+                0 <= x < 1,
+                f"{name} is {x}",
+                "it is the share of itself that a running mean keeps at every step",
+                "give a number from 0 to below 1, e.g. 0.9",
+            )
+            for name, x in (("optim.beta1", r.optim.beta1), ("optim.beta2", r.optim.beta2))
+        ),
+        (
+            r.optim.eps > 0,
+            f"optim.eps is {r.optim.eps}",
+            "it keeps the update finite where a gradient has been zero",
+            "give a small positive number, e.g. 1e-8",
         ),
         (
             r.optim.lr > 0 and r.optim.clip_norm > 0 and s.warmup_steps >= 0,

@@ -153,6 +153,11 @@ class DeepseekV3Config:
                 f"first_k_dense_replace {self.first_k_dense_replace} with num_hidden_layers {self.num_hidden_layers}",
                 "there are fewer layers than dense layers",
             ),
+            (
+                self.num_nextn_predict_layers >= 0,
+                f"num_nextn_predict_layers {self.num_nextn_predict_layers}",
+                "it counts the MTP modules; 0 is a model without one",
+            ),
         ]
         for holds, what, why in rules:
             if not holds:
