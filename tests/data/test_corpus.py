@@ -41,6 +41,13 @@ def test_split_has_the_asked_share_and_stays_when_the_corpus_grows():
     assert len(large[True]) + len(large[False]) == len(SENTENCES)
 
 
+def test_only_the_document_placed_by_hand_changes_sides_when_a_more_extreme_one_arrives():
+    lowest, *rest = [e.document.text for e in sorted(corpus(SENTENCES[:50]), key=lambda entry: entry.position)]
+    # The least fraction that leaves 49 documents whole.
+    small, large = (sides(corpus(texts, validation_fraction=1 / 49)) for texts in (rest, [lowest, *rest]))
+    assert small[True] == {rest[0]} and large[True] == {lowest}
+
+
 def test_equal_texts_are_used_once_and_white_space_never():
     texts = [*SENTENCES[:100], "  \n", "", *SENTENCES[50:150], SENTENCES[0]]
     built = corpus(texts)

@@ -21,7 +21,7 @@ class DataConfig:
     max_megabytes: float | None = None
     """About how much of the corpus to use, every n-th document of it; null for all of it."""
     validation_fraction: float = 0.05
-    """Share of the documents held out; a document's own hash decides, so it never changes sides."""
+    """Share of the documents held out; a document's own hash decides, so a growing corpus keeps its split."""
     fim_rate: float = 0.1
     """Share of the training documents rearranged for fill-in-the-middle (V3: 0.1, DeepSeek-Coder: 0.5)."""
     fim_span: int = 0

@@ -1,9 +1,10 @@
 """Which documents of a source are used, once each, and on which side of the split they fall.
 
 Only the content of a document decides its side: a hash of its text, read as a number in [0, 1), is compared with the
-validation fraction. So a document stays where it is when the corpus grows, and equal texts, which are counted and used
-once, can never be on both sides. In a corpus of few documents the ones with the smallest and the largest hash are
-placed by hand, so that neither side is empty.
+validation fraction. So equal texts, which are counted and used once, can never be on both sides, and a document stays
+where it is when the corpus grows. The exceptions are the documents with the smallest and the largest hash: they are
+held out and trained on whatever the fraction says, so that neither side is empty. In a corpus of few documents this can
+differ from what the fraction says, and they can change sides when a more extreme one arrives.
 """
 
 import hashlib
