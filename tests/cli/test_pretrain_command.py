@@ -82,6 +82,32 @@ def test_another_corpus_is_refused_before_it_is_prepared(folder, capsys):
     assert sorted((folder / "cache").iterdir()) == prepared
 
 
+def test_a_run_goes_on_after_its_tokenizer_moved(folder, capsys):
+    assert (
+        main(
+            [
+                "tokenizer",
+                "train",
+                "--data.source",
+                "files",
+                "--data.paths",
+                "texts",
+                "--tokenizer.vocab-size",
+                "300",
+                "--out",
+                "mine",
+            ]
+        )
+        == 0
+    )
+    assert main(["pretrain", "tiny.yaml", "--tokenizer.path", "mine", "--train.stop-after", "1", "--out", "run"]) == 0
+    (folder / "mine").rename(folder / "moved")
+    assert main(["pretrain", "--resume", "run"]) == 2
+    assert "mine does not exist" in capsys.readouterr().err
+    assert main(["pretrain", "--resume", "run", "--tokenizer.path", "moved"]) == 0
+    assert "resuming run after step 1" in capsys.readouterr().err
+
+
 def test_samples_fit_into_a_short_context(folder):
     short = ["--train.steps", "1", "--model.max-position-embeddings", "32", "--out", "run"]
     assert main(["pretrain", "tiny.yaml", *short]) == 0

@@ -130,6 +130,25 @@ def test_an_existing_tokenizer_is_used_as_it_is(config, tmp_path):
         prepare(config, TokenizerConfig(vocab_size=399, path=str(tmp_path / "mine")))
 
 
+def test_an_existing_tokenizer_counts_by_its_content(config, tmp_path):
+    mine, moved = tmp_path / "mine", tmp_path / "moved"
+    prepare(config, SMALL).tokenizer.save(mine)
+    first = prepare(config, TokenizerConfig(vocab_size=400, path=str(mine)))
+    mine.rename(moved)
+    assert prepare(config, TokenizerConfig(vocab_size=400, path=str(moved))).report["reused"]
+    roles = (moved / "tokenizer_config.json").read_text("utf-8")
+    (moved / "tokenizer_config.json").write_text(roles.replace("begin▁of", "end▁of"), "utf-8")
+    other = prepare(config, TokenizerConfig(vocab_size=400, path=str(moved)))
+    assert not other.report["reused"] and other.fingerprint != first.fingerprint
+    assert other.tokenizer.bos_id == other.tokenizer.eos_id != first.tokenizer.bos_id
+
+
+def test_another_version_of_the_tokenizers_library_prepares_anew(config, monkeypatch):
+    prepare(config, SMALL)
+    monkeypatch.setattr("tokenizers.__version__", "0.0.1")
+    assert not prepare(config, SMALL).report["reused"]
+
+
 def test_skipped_files_are_in_the_report_and_in_a_warning(config, texts, capsys):
     (texts / "latin1.txt").write_bytes("größe".encode("latin-1"))
     report = prepare(config, SMALL).report

@@ -13,7 +13,7 @@ from nautile.core.errors import UserError
 from nautile.core.log import log
 from nautile.core.run_folder import RunFolder
 from nautile.train.ranks import one_rank_only
-from nautile.train.recipe import PretrainRecipe, load_recipe, shipped_recipes
+from nautile.train.recipe import PretrainRecipe, load_recipe, recorded_recipe, shipped_recipes
 
 if TYPE_CHECKING:
     from nautile.data.prepare import PreparedData
@@ -53,7 +53,7 @@ def parse(argv: Sequence[str]) -> Arguments:
     if named:
         recipe = load_recipe(named)
     elif resume:
-        recipe = load_recipe(str(RunFolder.open(resume).config_path))
+        recipe = recorded_recipe(RunFolder.open(resume).config_path)
     elif {"-h", "--help"} & set(argv):
         recipe = load_recipe("v3-micro")
     else:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tokenizers
 
 from nautile.core.config import to_mapping
 from nautile.core.errors import UserError
@@ -89,7 +90,7 @@ def prepare(data: DataConfig, tokenizer: TokenizerConfig) -> PreparedData:
     tokenizer.check()
     existing = _existing_tokenizer(tokenizer)
     source = open_source(data)
-    name = fingerprint(data, tokenizer, source)
+    name = fingerprint(data, tokenizer, source, existing)
     folder = Path(data.cache) / name
     if (folder / _REPORT).is_file():
         log(f"data: reusing {folder}, prepared earlier from the same text and settings")
@@ -115,17 +116,19 @@ def prepare(data: DataConfig, tokenizer: TokenizerConfig) -> PreparedData:
     return prepared
 
 
-def fingerprint(data: DataConfig, tokenizer: TokenizerConfig, source: Source) -> str:
-    """Hash of the settings and of the source's inventory (names, sizes, times of files; the interpreter's version).
+def fingerprint(data: DataConfig, tokenizer: TokenizerConfig, source: Source, existing: Tokenizer | None = None) -> str:
+    """Hash of the settings, of the source's inventory (names, sizes, times of files; the interpreter's version), of the
+    `existing` tokenizer's content, wherever it lies, and of the version of the library that cuts text into tokens.
 
-    Files are not read for it, so that a finished corpus of any size is recognised at once; text changed within the
+    Texts are not read for it, so that a finished corpus of any size is recognised at once; text changed within the
     same size and modification time goes unnoticed.
     """
     parts = {
         "format": FORMAT,
         "data": {**to_mapping(data), "cache": ""},
-        "tokenizer": to_mapping(tokenizer),
-        "rules": hashlib.blake2b(_file_of(tokenizer).read_bytes()).hexdigest() if tokenizer.path else RULES,
+        "tokenizer": {**to_mapping(tokenizer), "path": ""},
+        "rules": existing.digest() if existing else RULES,
+        "tokenizers": tokenizers.__version__,
         "inventory": source.inventory(),
     }
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).hexdigest()
@@ -148,11 +151,6 @@ def _existing_tokenizer(config: TokenizerConfig) -> Tokenizer | None:
             f"set tokenizer.vocab_size and model.vocab_size to {tokenizer.vocab_size} or more",
         )
     return tokenizer
-
-
-def _file_of(config: TokenizerConfig) -> Path:
-    path = Path(config.path)
-    return path / "tokenizer.json" if path.is_dir() else path
 
 
 def _write_tokens(corpus: Corpus, tokenizer: Tokenizer, data: DataConfig, folder: Path) -> dict[str, Any]:

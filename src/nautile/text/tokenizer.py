@@ -5,6 +5,7 @@ normalised. `encode` reads text as text: a document that contains the characters
 itself. Chat templates, whose special tokens are meant, pass ``parse_special=True``.
 """
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
@@ -109,6 +110,11 @@ class Tokenizer:
         atomic_write_text(folder / "tokenizer.json", self._definition)
         text = json.dumps(config, ensure_ascii=False, indent=2)
         atomic_write_text(folder / "tokenizer_config.json", text + "\n")
+
+    def digest(self) -> str:
+        """Hash of what this tokenizer is made from: its definition and the tokens that begin, end and fill up."""
+        content = json.dumps([self._definition, self.bos_id, self.eos_id, self.pad_id])
+        return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
 
     @cached_property
     def vocab_size(self) -> int:

@@ -21,7 +21,7 @@ from nautile.train.checkpoint import checkpoints, load_checkpoint, remove_leftov
 from nautile.train.metrics import Speed, training_flops_per_token
 from nautile.train.precision import resolve_device, resolve_precision, resolve_threads
 from nautile.train.ranks import one_rank_only
-from nautile.train.recipe import PretrainRecipe, conflicts, load_recipe
+from nautile.train.recipe import PretrainRecipe, conflicts, recorded_recipe
 from nautile.train.state import TrainState, new_state
 from nautile.train.validate import windows_within
 
@@ -128,7 +128,7 @@ def as_recorded(recipe: PretrainRecipe, run: RunFolder) -> PretrainRecipe:
     Raises:
         UserError: another recipe than the recorded one.
     """
-    recorded = load_recipe(str(run.config_path))
+    recorded = recorded_recipe(run.config_path)
     if recipe.train.precision == "auto":
         recipe = replace(recipe, train=replace(recipe.train, precision=recorded.train.precision))
     if recipe.train.threads is None:

@@ -144,8 +144,8 @@ def _check_belongs(folder: Path, about: dict, data_fingerprint: str) -> None:
     if about["data_fingerprint"] != data_fingerprint:
         raise UserError(
             f"{folder} was trained on data {about['data_fingerprint']}, the recipe now gives {data_fingerprint}",
-            "the corpus or the tokenizer has changed since, so the loader's position means nothing",
-            "restore the earlier files, or start a new run with --out",
+            "the corpus, its tokenizer or the tokenizers library has changed, so the loader's position means nothing",
+            "restore the earlier files or version, or start a new run with --out",
         )
 
 

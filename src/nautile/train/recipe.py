@@ -180,6 +180,15 @@ def load_recipe(name_or_path: str, overrides: Mapping[str, object] | None = None
     return recipe
 
 
+def recorded_recipe(path: Path) -> PretrainRecipe:
+    """The recipe in a run's config.yaml, unchecked: files that it names may have moved since the run began.
+
+    Raises:
+        UserError: unknown key, wrong type.
+    """
+    return load_yaml(PretrainRecipe, path, presets={"model": PRESETS})
+
+
 def _overridden(values: dict[str, Any], overrides: Mapping[str, object]) -> dict[str, Any]:
     for dotted, value in overrides.items():
         *sections, field_name = dotted.split(".")
@@ -226,4 +235,7 @@ MAY_CHANGE_ON_RESUME = (
 
 def conflicts(recorded: PretrainRecipe, asked: PretrainRecipe) -> list[str]:
     """Differences that forbid continuing the recorded run as the asked one, as lines ``train.steps: 40 → 60``."""
-    return [line for line in difference(recorded, asked) if line.split(":")[0] not in MAY_CHANGE_ON_RESUME]
+    allowed = set(MAY_CHANGE_ON_RESUME)
+    if recorded.tokenizer.path and asked.tokenizer.path:
+        allowed.add("tokenizer.path")  # a tokenizer may move; its content is part of the data's fingerprint
+    return [line for line in difference(recorded, asked) if line.split(":")[0] not in allowed]
