@@ -17,7 +17,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,7 +113,7 @@ class RunFolder:
         )
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> Generator[None]:
         """Keep other processes from training in this folder while the block runs.
 
         The kernel holds the lock (flock) and drops it when the process ends, however it ends. There is none on Windows,
@@ -147,7 +147,7 @@ class RunFolder:
             yield
 
     @contextmanager
-    def resumable(self) -> Iterator[None]:
+    def resumable(self) -> Generator[None]:
         """Where the block fills the disk after the run began, name the command that continues it.
 
         Raises:
