@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from nautile.cli.main import main
-from nautile.cli.pretrain import parse
+from nautile.cli.pretrain import free_folder, parse
 from nautile.core.errors import UserError
 
 TINY = """
@@ -129,3 +129,13 @@ def test_ctrl_c_exits_with_130_and_can_go_on(folder):
     told = process.communicate(timeout=60)[1]
     assert process.returncode == 130, told
     assert "SIGINT: saving after this step" in told and "next: nautile pretrain --resume run" in told
+
+
+def test_a_second_run_of_the_same_name_gets_a_folder_of_its_own(tmp_path, capsys):
+    wanted = tmp_path / "v3-micro"
+    assert free_folder(wanted) == wanted
+    for name in ("v3-micro", "v3-micro-2"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").touch()
+    assert free_folder(wanted) == tmp_path / "v3-micro-3"
+    assert f"--resume {wanted} would continue it" in capsys.readouterr().err

@@ -32,7 +32,7 @@ class Arguments:
 
     recipe: Annotated[PretrainRecipe, tyro.conf.arg(name="")]
     out: Path | None = None
-    """Folder of the run; runs/NAME if not given."""
+    """Folder of the run; if not given, runs/NAME, or runs/NAME-2 and so on where that is taken."""
     resume: Path | None = None
     """Continue the run in this folder exactly, from its newest checkpoint. Its config.yaml stands for RECIPE."""
 
@@ -87,7 +87,10 @@ def run(args: Arguments) -> int:
     """Prepare the data, train, and write the report."""
     one_rank_only()
     recipe = args.recipe
-    folder = RunFolder.open(args.resume) if args.resume else RunFolder.create(args.out or Path("runs") / recipe.name)
+    if args.resume:
+        folder = RunFolder.open(args.resume)
+    else:
+        folder = RunFolder.create(args.out or free_folder(Path("runs") / recipe.name))
 
     from nautile.data.prepare import prepare
     from nautile.train.begin import as_recorded
@@ -104,6 +107,15 @@ def run(args: Arguments) -> int:
         log(f"next: {command}")
     stopped_by = summary["stopped_by"] or ""
     return 128 + signal.Signals[stopped_by] if stopped_by.startswith("SIG") else 0
+
+
+def free_folder(wanted: Path) -> Path:
+    """`wanted`, or the first of wanted-2, wanted-3, … that holds no run yet, said aloud."""
+    names = [wanted, *(wanted.with_name(f"{wanted.name}-{i}") for i in range(2, 10_000))]
+    folder = next(path for path in names if not (path / "config.yaml").exists())
+    if folder != wanted:
+        log(f"{wanted} holds a run already (--resume {wanted} would continue it): this one goes to {folder}")
+    return folder
 
 
 def held_out_sampler(

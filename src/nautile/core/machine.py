@@ -37,7 +37,7 @@ def describe() -> dict[str, Any]:
         "bf16_instructions": bf16_instructions(),
         "memory_bytes": memory_bytes(),
         "accelerators": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "versions": versions(),
     }
