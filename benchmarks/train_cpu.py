@@ -136,6 +136,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
         final = meet(rows, folder, args)
     return {
         "benchmark": "train_cpu",
+        "commit": commit(),
         "machine": describe(),
         "threads": args.threads,
         "config": CONFIG,
@@ -145,6 +146,12 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
         "alone": rows,
         **final,
     }
+
+
+def commit() -> str:
+    """The commit that this file belongs to, with a mark if the tree has changed since."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=7"]
+    return subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
 
 
 def alone(name: str, folder: str, args: argparse.Namespace, counts: dict[str, int]) -> dict[str, Any]:
