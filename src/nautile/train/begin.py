@@ -83,7 +83,6 @@ def begin(recipe: PretrainRecipe, run: RunFolder, data: PreparedData, resume: bo
     if not resume:
         # stop_after belongs to this call, not to the run: resuming must not stop there again.
         dump_yaml(replace(recipe, train=replace(recipe.train, stop_after=None)), run.config_path)
-    run.write_env()
     log(
         f"device {device} ({why_device}); precision {precision} ({why_precision}); "
         f"CPU threads {threads} ({why_threads})"
@@ -96,6 +95,7 @@ def begin(recipe: PretrainRecipe, run: RunFolder, data: PreparedData, resume: bo
     facts = _facts(recipe, data, state, device)
     if resume:
         _restore(run, state, data)
+    run.write_env()  # last: a resume that is refused leaves the records as they are
     run.write_summary({**facts, "finished": False, "step": state.step})
     return Session(
         recipe=recipe,
