@@ -27,7 +27,7 @@ def test_create_refuses_a_folder_that_holds_a_run(tmp_path):
 
 def test_create_accepts_what_a_run_killed_at_once_left(tmp_path):
     RunFolder.create(tmp_path / "a")
-    RunFolder.create(tmp_path / "a")
+    assert RunFolder.create(tmp_path / "a").checkpoints.is_dir()
 
 
 def test_create_refuses_a_file(tmp_path):

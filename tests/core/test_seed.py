@@ -37,7 +37,9 @@ def test_one_seed_fixes_all_generators():
 
 def test_a_seed_larger_than_32_bits():
     seed_everything(2**40 + 1)
-    draw()
+    large = draw()
+    seed_everything(2**40 + 1)
+    assert draw() == large
 
 
 @pytest.mark.parametrize("draws_before", [0, 1, 3])

@@ -172,7 +172,9 @@ def test_the_tokenizer_of_another_model_is_refused(model, size):
 
 
 def test_a_few_padding_rows_are_no_mismatch(model):
-    LLM(model, tokenizer=train_tokenizer(["some text"], 294))
+    tokenizer = train_tokenizer(["some text"], 294)
+    assert tokenizer.vocab_size < model.config.vocab_size
+    assert LLM(model, tokenizer=tokenizer).tokenizer is tokenizer
 
 
 def test_prompts_in_every_form():
