@@ -183,3 +183,8 @@ def test_prompts_in_every_form():
     assert as_prompts([1, 2]) == [[1, 2]]
     assert as_prompts([[1], [2, 3]]) == [[1], [2, 3]]
     assert as_prompts([]) == []
+
+
+def test_params_that_do_not_pair_with_the_prompts_are_refused(model):
+    with pytest.raises(UserError, match="2 sampling params for 1 prompts"):
+        LLM(model).generate([RAGGED[0]], [GREEDY, GREEDY])

@@ -49,13 +49,16 @@ def test_gradients(pair: tuple[Oracle, DeepseekV3ForCausalLM]) -> None:
     (oracle(tokens).logits * weights).sum().backward()
     (ours(tokens) * weights).sum().backward()
     published = dict(oracle.named_parameters())
-    # One normalised expert has weight 1 whatever its score: its router's gradient is rounding around 0.
-    rounding = 1e-3 * torch.stack([p.grad.norm() for p in oracle.parameters()]).median()
+    typical = torch.stack([p.grad.norm() for p in oracle.parameters()]).median()
     compared = 0
     for name, parameter in ours.named_parameters():
         expected = published[name].grad
-        error = (parameter.grad - expected).norm() / expected.norm().clamp(min=rounding)
-        assert error < 1e-3, f"{name}: gradient off by {error:.1e} of its norm"
+        if ours.config.num_experts_per_tok == 1 and name.endswith("mlp.gate.weight"):
+            # One normalised expert has weight 1 whatever its score: what is left of the gradient is rounding around 0.
+            assert parameter.grad.norm() < 1e-5 * typical and expected.norm() < 1e-5 * typical
+        else:
+            error = (parameter.grad - expected).norm() / expected.norm()
+            assert error < 1e-3, f"{name}: gradient off by {error:.1e} of its norm"
         compared += 1
     assert compared == len(published)
 

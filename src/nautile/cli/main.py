@@ -95,7 +95,7 @@ def _bound_spinning() -> None:
 
     GNU OpenMP spins for milliseconds, which keeps a thread that it waits for off a busy core: with another program on
     two cores, training ran half as fast. Sleeping at once costs a third of the speed where the cores are free; 10,000
-    turns, some 50 microseconds, cost neither (docs/log.md).
+    turns cost neither (docs/log.md).
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")

@@ -7,6 +7,7 @@ from typing import SupportsIndex
 
 import torch
 
+from nautile.core.errors import UserError
 from nautile.core.log import warn
 from nautile.infer.batch import Batch
 from nautile.infer.completion import Completion, Output
@@ -71,11 +72,17 @@ class LLM:
             params: For all prompts, or one each.
 
         Raises:
-            UserError: A prompt that fills the context, ids outside the vocabulary, or text without a tokenizer.
+            UserError: A prompt that fills the context, ids outside the vocabulary, text without a tokenizer, or a
+                number of params that is not that of the prompts.
         """
         listed = as_prompts(prompts)
         each = [params] * len(listed) if isinstance(params, SamplingParams) else list(params)
-        assert len(each) == len(listed), f"{len(each)} sampling params for {len(listed)} prompts"
+        if len(each) != len(listed):
+            raise UserError(
+                f"{len(each)} sampling params for {len(listed)} prompts",
+                "they are paired one to one",
+                "give one SamplingParams for all prompts, or one for each",
+            )
         ids = [to_token_ids(prompt, self.tokenizer, self.config) for prompt in listed]
         completions = [self._completion(prompt, param) for prompt, param in zip(ids, each, strict=True)]
         for start in range(0, len(ids), self.max_batch):
