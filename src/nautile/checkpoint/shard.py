@@ -1,0 +1,226 @@
+"""One safetensors file, read straight into its destination and written one tensor at a time.
+
+The library of the same name maps files into memory, which costs a second copy of every tensor while loading, and takes
+all tensors of a file at once when writing. Here the peak is the destination plus a few MiB.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from nautile.checkpoint.header import TensorInfo, damaged, encode, lay_out, read_header
+from nautile.core.atomic import disk_errors
+from nautile.core.errors import UserError
+
+SCRATCH = 8 << 20
+"""Bytes held at a time where a tensor cannot be read into its destination, or written from its place, directly."""
+_CALL = 1 << 30
+"""Bytes asked of the system at once: Linux moves at most 2 GiB per call."""
+
+
+class ShardReader:
+    """An open safetensors file whose header has been read and checked.
+
+    Several threads may read at once: every read names its position.
+
+    Raises:
+        UserError: The file is missing, cannot be read, was cut short, or is not safetensors.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._handle = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise UserError(
+                f"{path}: cannot be opened ({error.strerror})",
+                "weights are stored in it",
+                "check that the file is there and that you may read it",
+            ) from error
+        try:
+            header = read_header(path, self._handle)
+        except BaseException:
+            self.close()
+            raise
+        self.tensors: dict[str, TensorInfo] = header.tensors
+        self.metadata = header.metadata
+        self._data = header.data
+
+    def read(self, name: str, out: Tensor | None = None) -> Tensor:
+        """The tensor as stored, or `out` filled with it and converted to its dtype and device.
+
+        `out` has the stored shape. A contiguous one of the stored dtype in main memory is read into directly; any other
+        one is filled over a scratch of a few MiB.
+        """
+        shape = self.tensors[name].shape
+        return self._read(name, 0, shape[0] if shape else 1, shape, out)
+
+    def read_rows(self, name: str, start: int, stop: int, out: Tensor | None = None) -> Tensor:
+        """Rows ``start:stop`` of the tensor's first dimension, as stored or in `out`."""
+        shape = self.tensors[name].shape
+        if not shape or not 0 <= start <= stop <= shape[0]:
+            raise IndexError(f"{name} {list(shape)} has no rows {start}:{stop}")
+        return self._read(name, start, stop, (stop - start, *shape[1:]), out)
+
+    def _read(self, name: str, start: int, stop: int, shape: tuple[int, ...], out: Tensor | None) -> Tensor:
+        info = self.tensors[name]
+        if out is None:
+            out = torch.empty(shape, dtype=info.dtype)
+        if tuple(out.shape) != shape:
+            raise ValueError(f"{name}: out is {list(out.shape)}, the stored part {list(shape)}")
+        if not out.numel():
+            return out
+        into = out.detach()
+        row_bytes = info.nbytes // (info.shape[0] if info.shape else 1)
+        begin = self._data + info.begin + start * row_bytes
+        if into.dtype == info.dtype and into.device.type == "cpu" and into.is_contiguous():
+            self._fill(into, begin)
+            return out
+        rows = into if info.shape else into.unsqueeze(0)
+        step = max(1, SCRATCH // row_bytes)
+        scratch = torch.empty((min(step, len(rows)), *rows.shape[1:]), dtype=info.dtype)
+        for row, part in zip(range(0, len(rows), step), rows.split(step), strict=True):
+            self._fill(scratch[: len(part)], begin + row * row_bytes)
+            part.copy_(scratch[: len(part)])
+        return out
+
+    def _fill(self, tensor: Tensor, position: int) -> None:
+        view = memory(tensor)
+        done = 0
+        while done < len(view):
+            try:
+                got = os.preadv(self._handle, [view[done : done + _CALL]], position + done)
+            except OSError as error:
+                raise damaged(self.path, f"reading failed: {error.strerror}") from error
+            if got == 0:
+                raise damaged(self.path, "it ends before its tensors do")
+            done += got
+
+    def close(self) -> None:
+        """Give the file back; nothing can be read afterwards."""
+        handle, self._handle = self._handle, -1
+        if handle >= 0:
+            os.close(handle)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class ShardWriter:
+    """A safetensors file in the making: its header first, then each announced tensor once, in any order.
+
+    The file has a temporary name until `close`, which flushes it to the disk and renames it. Leaving the context with
+    an exception, a failed write, or `discard` removes it, and what stood at `path` before is as it was.
+
+    Args:
+        path: Where the whole file will stand.
+        tensors: Name → dtype and shape of every tensor that will be written.
+        metadata: Text beside the tensors. transformers looks for ``{"format": "pt"}``, the default.
+
+    Raises:
+        DiskFullError: There is no room; from `write` and `close`, too.
+        NautileError: The place is not writable; from `write` and `close`, too.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        self.path = path
+        self.tensors: dict[str, TensorInfo] = lay_out(tensors)
+        self._partial = path.with_name(f".{path.name}.partial")
+        self._waiting = set(self.tensors)
+        self._handle = -1
+        header = encode(self.tensors, {"format": "pt"} if metadata is None else metadata)
+        self._data = len(header)
+        with self._or_discard():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._handle = os.open(self._partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+            self._put(memoryview(header), 0)
+
+    def write(self, name: str, tensor: Tensor) -> None:
+        """Write one announced tensor, from any device and memory layout; no more than a few MiB are copied."""
+        info = self.tensors[name]
+        if tensor.dtype != info.dtype or tuple(tensor.shape) != info.shape or name not in self._waiting:
+            raise ValueError(f"{name}: {tensor.dtype} {list(tensor.shape)} is not the announced {info}, or comes twice")
+        position = self._data + info.begin
+        source = tensor.detach()
+        with self._or_discard():
+            if not source.numel():
+                parts = []
+            elif source.device.type == "cpu" and source.is_contiguous():
+                parts = [source]
+            else:
+                rows = source if info.shape else source.unsqueeze(0)
+                parts = rows.split(max(1, SCRATCH * len(rows) // info.nbytes))
+            for part in parts:
+                self._put(memory(part.cpu().contiguous()), position)
+                position += part.numel() * part.element_size()
+        self._waiting.remove(name)
+
+    def close(self) -> None:
+        """Flush the file to the disk and give it its name."""
+        with self._or_discard():
+            if self._waiting:
+                raise ValueError(f"{self.path}: announced, not written: {', '.join(sorted(self._waiting)[:5])}")
+            os.fsync(self._handle)
+            self._close()
+            self._partial.replace(self.path)
+            sync_folder(self.path.parent)
+
+    def discard(self) -> None:
+        """Remove the unfinished file."""
+        self._close()
+        self._partial.unlink(missing_ok=True)
+
+    @contextmanager
+    def _or_discard(self) -> Iterator[None]:
+        try:
+            with disk_errors(self.path):
+                yield
+        except BaseException:
+            self.discard()
+            raise
+
+    def _put(self, view: memoryview, position: int) -> None:
+        done = 0
+        while done < len(view):
+            done += os.pwrite(self._handle, view[done : done + _CALL], position + done)
+
+    def _close(self) -> None:
+        handle, self._handle = self._handle, -1
+        if handle >= 0:
+            os.close(handle)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.discard()
+
+
+def memory(tensor: Tensor) -> memoryview:
+    """The bytes of a contiguous tensor in main memory, in place."""
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in `folder` are on the disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

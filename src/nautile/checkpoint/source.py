@@ -1,0 +1,271 @@
+"""A published folder's tensors, over all its files: `open_checkpoint` refuses what is not whole, `Checkpoint` reads.
+
+Rows of a tensor, and FP8 weights as the numbers they stand for, are read without holding the whole tensor twice.
+"""
+
+import json
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Protocol, Self
+
+import torch
+from torch import Tensor
+
+from nautile.checkpoint.fp8 import SCALE, Fp8Format, dequantize, read_quantization, scale_shape
+from nautile.checkpoint.header import TensorInfo, unique_json
+from nautile.checkpoint.shard import SCRATCH, ShardReader
+from nautile.core.errors import UserError
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+class Reader(Protocol):
+    """One open file of weights: a `ShardReader`, or a pickled file's stand-in."""
+
+    path: Path
+    tensors: dict[str, TensorInfo]
+
+    def read(self, name: str, out: Tensor | None = None) -> Tensor: ...
+    def read_rows(self, name: str, start: int, stop: int, out: Tensor | None = None) -> Tensor: ...
+    def close(self) -> None: ...
+
+
+class Checkpoint:
+    """Tensors of an open folder. Reading is safe from several threads at once.
+
+    Args:
+        folder: Where config.json and the files are.
+        readers: Every file, opened. No two of them hold a tensor of the same name.
+        quantization: How the FP8 weights among them are to be read.
+    """
+
+    def __init__(self, folder: Path, readers: list[Reader], quantization: Fp8Format | None = None) -> None:
+        self.folder = folder
+        self.quantization = quantization
+        self.infos: dict[str, TensorInfo] = {n: info for reader in readers for n, info in reader.tensors.items()}
+        self.files: dict[str, Path] = {name: reader.path for reader in readers for name in reader.tensors}
+        self._readers = readers
+        self._reader = MappingProxyType({name: reader for reader in readers for name in reader.tensors})
+
+    def weight_names(self) -> list[str]:
+        """All tensors but the scales of quantised weights, in the files' order."""
+        return [name for name in self.infos if not self.is_scale(name)]
+
+    def is_scale(self, name: str) -> bool:
+        """Whether the tensor `name` holds the block scales of another one."""
+        return name.endswith(SCALE) and name.removesuffix(SCALE) in self.infos
+
+    def stored(self, name: str, out: Tensor | None = None, rows: slice | None = None) -> Tensor:
+        """The tensor as it is in the file, or `out` filled with it (converted to its dtype); only `rows`, if given."""
+        if rows is None:
+            return self._reader[name].read(name, out)
+        return self._reader[name].read_rows(name, rows.start, rows.stop, out)
+
+    def weight(self, name: str, out: Tensor | None = None, rows: slice | None = None) -> Tensor:
+        """The weight that `name` stands for: dequantised (float32) when it has block scales, otherwise as stored.
+
+        Args:
+            name: A published weight.
+            out: Filled with the weight, converted to its dtype and device, and returned.
+            rows: Rows of the weight, as ``slice(start, stop)``; None for all.
+
+        Raises:
+            UserError: The weight is FP8 without scales that fit it.
+        """
+        scales = self.scales(name)
+        if scales is None:
+            return self.stored(name, out, rows)
+        assert self.quantization
+        info = self.infos[name]
+        start, stop = (0, info.shape[0]) if rows is None else (rows.start, rows.stop)
+        if out is None:
+            out = torch.empty(stop - start, *info.shape[1:])
+        # A few block rows at a time: the float32 scratch stays small whatever the weight's size.
+        step = max(1, SCRATCH // (4 * max(1, info.shape[1]) * self.quantization.block[0])) * self.quantization.block[0]
+        for at in range(start, stop, step):
+            part = self._reader[name].read_rows(name, at, min(at + step, stop))
+            out.detach()[at - start :][: len(part)] = dequantize(part, scales, self.quantization.block, at)
+        return out
+
+    def scales(self, name: str) -> Tensor | None:
+        """Block scales of the weight `name`, float32 [r, c]; None when it is not quantised.
+
+        Raises:
+            UserError: It is FP8 without scales, or its scales do not fit it.
+        """
+        problem = self.quantization_problem(name)
+        if problem:
+            raise UserError(
+                f"{self.files[name]}: {problem}",
+                "the weight cannot be told from its 8 bits alone",
+                "check that config.json and the weights belong together, or copy them again",
+            )
+        return self.stored(name + SCALE).float() if name + SCALE in self.infos else None
+
+    def quantization_problem(self, name: str) -> str | None:
+        """Why the weight `name` cannot be dequantised, from headers alone; None when it can, or need not."""
+        info, scale = self.infos[name], self.infos.get(name + SCALE)
+        if scale is None:
+            if info.dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
+                return f"{name} is FP8 and has no {name.rpartition('.')[2]}{SCALE} beside it"
+            return None
+        if info.dtype != torch.float8_e4m3fn:
+            return f"{name} has scales but is {_short(info.dtype)}, not float8_e4m3fn"
+        if not scale.dtype.is_floating_point:
+            return f"{name}{SCALE} is {_short(scale.dtype)}, not a floating dtype"
+        if self.quantization is None:
+            return f"{name} is FP8 with scales, config.json has no quantization_config that tells their block size"
+        if len(info.shape) != 2:
+            return f"{name} is FP8 with block scales but has shape {list(info.shape)}, not two dimensions"
+        want = scale_shape(info.shape, self.quantization.block)
+        if scale.shape != want:
+            rows, columns = self.quantization.block
+            return (
+                f"{name}{SCALE} is {list(scale.shape)}, not {list(want)}: "
+                f"{name} is {list(info.shape)} in blocks of {rows} × {columns}"
+            )
+        return None
+
+    def close(self) -> None:
+        """Give the files back."""
+        for reader in self._readers:
+            reader.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def open_checkpoint(folder: Path, allow_pickle: bool = False) -> Checkpoint:
+    """The folder's weights, with every header read and checked and no tensor read.
+
+    Raises:
+        UserError: No weights there, one of the files is missing or damaged, the index contradicts the files, the
+            quantisation is not supported, or the weights are pickled and `allow_pickle` is False.
+    """
+    folder = Path(folder)
+    _check_folder(folder)
+    quantization = _quantization(folder / "config.json")
+    if (folder / INDEX).is_file():
+        weight_map = read_index(folder / INDEX)
+        paths = [folder / file for file in dict.fromkeys(weight_map.values())]
+    elif (folder / SINGLE).is_file():
+        weight_map = {}
+        paths = [folder / SINGLE]
+    else:
+        raise _no_weights(folder)
+    readers: list[Reader] = []
+    try:
+        for path in paths:
+            readers.append(ShardReader(path))
+        _check_index(folder / INDEX, weight_map, readers)
+    except BaseException:
+        for reader in readers:
+            reader.close()
+        raise
+    return Checkpoint(folder, readers, quantization)
+
+
+def read_index(path: Path) -> dict[str, str]:
+    """Tensor name → file name of an index whose files all lie beside it.
+
+    Raises:
+        UserError: It is not such an index, names a tensor twice, or names a file that is not there or elsewhere.
+    """
+    try:
+        index = unique_json(path.read_bytes())
+    except ValueError as error:
+        raise _bad_index(path, f"not a valid index ({error})") from error
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        raise _bad_index(path, "it has no weight_map of tensor names to file names")
+    if not weight_map:
+        raise _bad_index(path, "its weight_map is empty")
+    files = sorted(set(weight_map.values()))
+    for file in files:
+        if Path(file).name != file or file in ("", ".", ".."):
+            raise _bad_index(path, f"{file!r} is not the name of a file beside it")
+    missing = [file for file in files if not (path.parent / file).is_file()]
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise UserError(
+            f"{path.parent}: {', '.join(missing[:3])}{more} missing",
+            f"{path.name} says that tensors are stored there",
+            "copy or download the missing files into the folder",
+        )
+    return weight_map
+
+
+def _check_index(index: Path, weight_map: dict[str, str], readers: list[Reader]) -> None:
+    """Refuse an index that puts a tensor where it is not, and files that hold a tensor twice."""
+    held: dict[str, str] = {}
+    for reader in readers:
+        for name in reader.tensors:
+            if name in held:
+                raise _bad_index(index, f"{name} is stored twice, in {held[name]} and in {reader.path.name}")
+            held[name] = reader.path.name
+    for name, file in weight_map.items():
+        if held.get(name) != file:
+            place = f"it is in {held[name]}" if name in held else "none of the files has it"
+            raise _bad_index(index, f"{name} is not in {file}; {place}")
+
+
+def _check_folder(folder: Path) -> None:
+    if folder.is_file():
+        raise UserError(
+            f"{folder}: a file, not a folder",
+            "a model is a folder with config.json and all files of its weights",
+            f"name its folder: {folder.parent}",
+        )
+    try:
+        empty = not any(folder.iterdir())
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot be read ({error.strerror})",
+            "a model is a folder with config.json and safetensors",
+            "check the path and that you may read it",
+        ) from error
+    if empty:
+        raise UserError(
+            f"{folder}: an empty folder",
+            "a model is a folder with config.json and safetensors",
+            "name another one, such as runs/demo/model, or download the files into it",
+        )
+
+
+def _quantization(config: Path) -> Fp8Format | None:
+    if not config.is_file():
+        return None
+    try:
+        published: Any = json.loads(config.read_bytes())
+    except ValueError as error:
+        raise UserError(
+            f"{config}: not JSON ({error})", "it says how the weights are stored", "copy the file again"
+        ) from error
+    return read_quantization(published, str(config)) if isinstance(published, dict) else None
+
+
+def _no_weights(folder: Path) -> UserError:
+    shards = sorted(path.name for path in folder.glob("*.safetensors"))
+    if shards:
+        return UserError(
+            f"{folder}: {shards[0]} but no {SINGLE} and no {INDEX}",
+            "of several files, the index says which tensors are in which one",
+            f"copy or download {INDEX} into the folder",
+        )
+    return UserError(
+        f"{folder}: no {SINGLE} and no {INDEX}",
+        "weights are read from safetensors",
+        "name a folder with config.json and safetensors, such as runs/demo/model",
+    )
+
+
+def _bad_index(path: Path, what: str) -> UserError:
+    return UserError(f"{path}: {what}", "it tells which file holds which tensor", "copy or download the file again")
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
