@@ -22,9 +22,11 @@ def normal(generator: torch.Generator, *shape: int) -> Tensor:
     return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
-def attention(B: int, S: int, H: int, Q: int, V: int, documents: list[int] | None = None, strided: bool = False):
+def attention(
+    B: int, S: int, H: int, Q: int, V: int, documents: list[int] | None = None, strided: bool = False, G: int = 0
+):
     def make(generator: torch.Generator) -> tuple:
-        q, k, v = (normal(generator, B, S, H, size) for size in (Q, Q, V))
+        q, k, v = (normal(generator, B, S, heads, size) for heads, size in ((H, Q), (G or H, Q), (G or H, V)))
         if strided:
             q, v = q.transpose(1, 2).contiguous().transpose(1, 2), torch.cat([v, v], -1)[..., ::2]
         ids = None
@@ -101,6 +103,13 @@ CASES = [
     Case("causal_attention", "documents", attention(2, 11, 2, 4, 3, documents=[0, 4, 5, 11, 17, 22])),
     Case("causal_attention", "documents-over-blocks", attention(1, 131, 1, 4, 3, documents=[0, 126, 129, 131])),
     Case("causal_attention", "strided", attention(2, 9, 2, 5, 4, strided=True)),
+    Case("causal_attention", "grouped", attention(2, 13, 6, 4, 5, G=3)),
+    Case("causal_attention", "grouped-equal-widths", attention(2, 13, 6, 4, 4, G=2)),
+    Case("causal_attention", "grouped-one-key-head", attention(2, 9, 3, 5, 4, G=1)),
+    Case("causal_attention", "grouped-several-blocks", attention(2, 140, 4, 4, 6, G=2)),
+    Case("causal_attention", "grouped-documents", attention(2, 11, 4, 4, 3, documents=[0, 4, 5, 11, 17, 22], G=2)),
+    Case("causal_attention", "grouped-documents-over-blocks", attention(1, 131, 2, 4, 4, [0, 126, 129, 131], G=1)),
+    Case("causal_attention", "grouped-strided", attention(2, 9, 4, 5, 4, strided=True, G=2)),
     Case("grouped_swiglu", "odd", experts(19, 7, 5, 6, 3)),
     Case("grouped_swiglu", "filled-up-rows", experts(70, 5, 3, 3, 2)),
     Case("grouped_swiglu", "filled-up-rows-empty-expert", experts(90, 5, 3, 4, 3, without_expert_zero)),
@@ -121,6 +130,9 @@ CASES = [
     Case("rotate_interleaved", "odd", rotation(2, 5, 3, 6)),
     Case("rotate_interleaved", "one-pair", rotation(1, 3, 1, 2)),
     Case("rotate_interleaved", "strided", rotation(2, 3, 2, 8, strided=True)),
+    Case("rotate_half_split", "odd", rotation(2, 5, 3, 6)),
+    Case("rotate_half_split", "one-pair", rotation(1, 3, 1, 2)),
+    Case("rotate_half_split", "strided", rotation(2, 3, 2, 8, strided=True)),
     Case("linear_cross_entropy", "odd", loss(11, 5, 13, chunk=4)),
     Case("linear_cross_entropy", "one-chunk", loss(7, 5, 13, chunk=64)),
     Case("linear_cross_entropy", "several-row-blocks", loss(150, 3, 5, chunk=149)),

@@ -6,14 +6,15 @@ from torch import Tensor
 
 def causal_attention(q, k, v, scale, document_ids=None) -> Tensor:
     B, S, H, _ = q.shape
+    share = H // k.shape[2]
     rows = []
     for b in range(B):
         for i in range(S):
             seen = [j for j in range(i + 1) if document_ids is None or document_ids[b, j] == document_ids[b, i]]
             for h in range(H):
-                scores = torch.stack([scale * torch.dot(q[b, i, h], k[b, j, h]) for j in seen])
+                scores = torch.stack([scale * torch.dot(q[b, i, h], k[b, j, h // share]) for j in seen])
                 weights = torch.exp(scores - scores.max())
-                rows.append((weights / weights.sum()) @ v[b, seen, h])
+                rows.append((weights / weights.sum()) @ v[b, seen, h // share])
     return torch.stack(rows).view(B, S, H, -1)
 
 
@@ -45,6 +46,17 @@ def rotate_interleaved(x, cos, sin) -> Tensor:
         c, s = cos[:, :, None, pair], sin[:, :, None, pair]
         out[..., 2 * pair] = a * c - b * s
         out[..., 2 * pair + 1] = a * s + b * c
+    return out
+
+
+def rotate_half_split(x, cos, sin) -> Tensor:
+    out = torch.zeros_like(x)
+    half = x.shape[-1] // 2
+    for i in range(half):
+        a, b = x[..., i], x[..., half + i]
+        c, s = cos[:, :, None, i], sin[:, :, None, i]
+        out[..., i] = a * c - b * s
+        out[..., half + i] = a * s + b * c
     return out
 
 

@@ -19,7 +19,7 @@ def run(function, arguments: tuple, dtype: torch.dtype) -> list[Tensor]:
         a.detach().to(dtype).requires_grad_() if isinstance(a, Tensor) and a.is_floating_point() else a
         for a in arguments
     ]
-    if function.__name__ == "rotate_interleaved":  # angles come from positions; nobody differentiates them
+    if function.__name__.startswith("rotate_"):  # angles come from positions; nobody differentiates them
         inputs[1:] = [a.detach() for a in inputs[1:]]
     y = function(*inputs)
     upstream = torch.randn(y.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
@@ -54,7 +54,8 @@ def test_autocast_computes_in_bfloat16_and_keeps_float32_gradients(case: Case, b
     want = run(getattr(naive, case.op), arguments, torch.float64)
     with ops.use(backend), torch.autocast("cpu", torch.bfloat16):
         got = run(getattr(ops, case.op), arguments, torch.float32)
-    wide = ("linear_cross_entropy", "swiglu", "rotate_interleaved")  # a loss, and two that keep their input's dtype
+    # A loss, and three that keep their input's dtype.
+    wide = ("linear_cross_entropy", "swiglu", "rotate_interleaved", "rotate_half_split")
     assert got[0].dtype == (torch.float32 if case.op in wide else torch.bfloat16)
     assert all(gradient.dtype == torch.float32 for gradient in got[1:])
     # By norm, not by element: one element that cancels may be off by several roundings.
@@ -99,7 +100,7 @@ def test_gradcheck(op: str, name: str) -> None:
         assert torch.autograd.gradcheck(getattr(ops, op), inputs, fast_mode=True)
 
 
-ANGLES = {("rotate_interleaved", 1), ("rotate_interleaved", 2)}
+ANGLES = {(op, i) for op in ("rotate_interleaved", "rotate_half_split") for i in (1, 2)}
 
 
 @pytest.mark.parametrize("frozen", [0, 1])

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from nautile.ops.dispatch import choices, use
     from nautile.ops.experts import grouped_swiglu
     from nautile.ops.norm import rms_norm
-    from nautile.ops.rotary import rotate_interleaved
+    from nautile.ops.rotary import rotate_half_split, rotate_interleaved
 
 _HOME = {
     "causal_attention": "attention",
@@ -21,6 +21,7 @@ _HOME = {
     "grouped_swiglu": "experts",
     "linear_cross_entropy": "cross_entropy",
     "rms_norm": "norm",
+    "rotate_half_split": "rotary",
     "rotate_interleaved": "rotary",
     "swiglu": "activation",
     "use": "dispatch",
@@ -32,6 +33,7 @@ __all__ = [
     "grouped_swiglu",
     "linear_cross_entropy",
     "rms_norm",
+    "rotate_half_split",
     "rotate_interleaved",
     "swiglu",
     "use",

@@ -6,7 +6,7 @@ from nautile.ops.dispatch import implementation
 
 
 def causal_attention(
-    q_BSHQ: Tensor, k_BSHQ: Tensor, v_BSHV: Tensor, scale: float, document_ids_BS: Tensor | None = None
+    q_BSHQ: Tensor, k_BSGQ: Tensor, v_BSGV: Tensor, scale: float, document_ids_BS: Tensor | None = None
 ) -> Tensor:
     """Attention of each position to itself and earlier ones: ``o_i = Σ_{j ≤ i} softmax_j(scale · q_i·k_j) v_j``.
 
@@ -15,8 +15,8 @@ def causal_attention(
 
     Args:
         q_BSHQ: Queries, H heads of Q dimensions.
-        k_BSHQ: Keys, of the same shape as the queries.
-        v_BSHV: Values; V may differ from Q.
+        k_BSGQ: Keys, G heads with H a multiple of G: query head h reads key head h // (H / G) (arXiv 2305.13245).
+        v_BSGV: Values of the same G heads; V may differ from Q.
         scale: Factor on the scores, usually Q**-0.5.
         document_ids_BS: Integers; a position attends only within its own document. None: one document per row.
 
@@ -26,15 +26,17 @@ def causal_attention(
     Raises:
         ValueError: Shapes or dtypes do not fit together.
     """
-    if q_BSHQ.dim() != 4 or k_BSHQ.shape != q_BSHQ.shape:
+    B, S, H, Q = q_BSHQ.shape if q_BSHQ.dim() == 4 else (0, 0, 0, 0)
+    G = k_BSGQ.shape[2] if k_BSGQ.dim() == 4 else 0
+    if q_BSHQ.dim() != 4 or k_BSGQ.shape != (B, S, G, Q) or G == 0 or H % G:
         raise ValueError(
-            "causal_attention: q and k must share one shape [B, S, H, Q], got "
-            f"{list(q_BSHQ.shape)} and {list(k_BSHQ.shape)}"
+            "causal_attention: q and k must be [B, S, H, Q] and [B, S, G, Q] with H a multiple of G, got "
+            f"{list(q_BSHQ.shape)} and {list(k_BSGQ.shape)}"
         )
-    if v_BSHV.dim() != 4 or v_BSHV.shape[:3] != q_BSHQ.shape[:3]:
+    if v_BSGV.dim() != 4 or v_BSGV.shape[:3] != k_BSGQ.shape[:3]:
         raise ValueError(
-            "causal_attention: v must be [B, S, H, V] with q's B, S, H; got "
-            f"{list(v_BSHV.shape)} for q {list(q_BSHQ.shape)}"
+            "causal_attention: v must be [B, S, G, V] with k's B, S, G; got "
+            f"{list(v_BSGV.shape)} for k {list(k_BSGQ.shape)}"
         )
     if not q_BSHQ.dtype.is_floating_point:
         raise ValueError(f"causal_attention: q must be floating point, got {q_BSHQ.dtype}")
@@ -43,4 +45,4 @@ def causal_attention(
             f"causal_attention: document_ids must be [B, S] = {list(q_BSHQ.shape[:2])}, "
             f"got {list(document_ids_BS.shape)}"
         )
-    return implementation("causal_attention", q_BSHQ)(q_BSHQ, k_BSHQ, v_BSHV, scale, document_ids_BS)
+    return implementation("causal_attention", q_BSHQ)(q_BSHQ, k_BSGQ, v_BSGV, scale, document_ids_BS)

@@ -26,6 +26,7 @@ TABLE: dict[str, tuple[str, tuple[str, ...]]] = {
     "swiglu": ("activation", ("cpu", "reference")),
     "rms_norm": ("norm", ("cpu", "reference")),
     "rotate_interleaved": ("rotary", ("cpu", "reference")),
+    "rotate_half_split": ("rotary", ("cpu", "reference")),
     "linear_cross_entropy": ("cross_entropy", ("cpu", "reference")),
 }
 BACKENDS = ("cpu", "reference")

@@ -1,7 +1,10 @@
 """Causal attention over blocks of queries: keys after a block are never multiplied.
 
-The probabilities are kept for the backward pass (S²/2 numbers per head and row of the batch, in the compute dtype):
-computing them again costs a product and an exponential more than reading them.
+The probabilities are kept for the backward pass (S²/2 numbers per query head and row of the batch, in the compute
+dtype): computing them again costs a product and an exponential more than reading them.
+
+Query heads that share a key head are stacked: the J = H / G queries of a position are J rows of one product, so keys
+and values are never repeated. N = B·G key heads, rows ordered by position, then by query head within the group.
 """
 
 from typing import Any
@@ -17,10 +20,10 @@ __all__ = ["causal_attention", "why_not"]
 
 
 def causal_attention(
-    q_BSHQ: Tensor, k_BSHQ: Tensor, v_BSHV: Tensor, scale: float, document_ids_BS: Tensor | None = None
+    q_BSHQ: Tensor, k_BSGQ: Tensor, v_BSGV: Tensor, scale: float, document_ids_BS: Tensor | None = None
 ) -> Tensor:
     """See `nautile.ops.causal_attention`."""
-    return _CausalAttention.apply(q_BSHQ, k_BSHQ, v_BSHV, scale, document_ids_BS, compute_dtype(q_BSHQ))
+    return _CausalAttention.apply(q_BSHQ, k_BSGQ, v_BSGV, scale, document_ids_BS, compute_dtype(q_BSHQ))
 
 
 class _CausalAttention(torch.autograd.Function):
@@ -28,45 +31,49 @@ class _CausalAttention(torch.autograd.Function):
     def forward(
         ctx: Any,
         q_BSHQ: Tensor,
-        k_BSHQ: Tensor,
-        v_BSHV: Tensor,
+        k_BSGQ: Tensor,
+        v_BSGV: Tensor,
         scale: float,
         document_ids_BS: Tensor | None,
         dtype: torch.dtype,
     ) -> Tensor:
-        B, S, H, _ = q_BSHQ.shape
+        B, S, G, _ = k_BSGQ.shape
+        J = q_BSHQ.shape[2] // G
         with no_autocast(q_BSHQ):
-            q, k, v = (_heads_first(x, dtype) for x in (q_BSHQ, k_BSHQ, v_BSHV))
-            out = torch.empty_like(v)
+            q, k, v = (_stacked(x, G, dtype) for x in (q_BSHQ, k_BSGQ, v_BSGV))
+            out = v.new_empty(B * G, S * J, v.shape[-1])
             probabilities = []
             for start, end in _blocks(S):
-                scores = _scaled_bmm(q[:, start:end], k[:, :end].transpose(1, 2), scale)
-                _hide(scores, start, end, document_ids_BS, H)
+                rows = slice(start * J, end * J)
+                scores = _scaled_bmm(q[:, rows], k[:, :end].transpose(1, 2), scale)
+                _hide(scores, start, end, J, document_ids_BS)
                 p = torch.softmax(scores, -1)
                 probabilities.append(p)
-                out[:, start:end] = torch.bmm(p, v[:, :end])
+                out[:, rows] = torch.bmm(p, v[:, :end])
         ctx.save_for_backward(q, k, v, *probabilities)
-        ctx.scale, ctx.B = scale, B
-        ctx.dtypes = q_BSHQ.dtype, k_BSHQ.dtype, v_BSHV.dtype
-        return _heads_last(out, B)
+        ctx.scale, ctx.B, ctx.J = scale, B, J
+        ctx.dtypes = q_BSHQ.dtype, k_BSGQ.dtype, v_BSGV.dtype
+        return _unstacked(out, B, J)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_BSHV: Tensor) -> tuple[Tensor | None, ...]:
         """dv = pᵀ do, ds = p ⊙ (do vᵀ − rowsum(p ⊙ do vᵀ)), dq = scale · ds k, dk = scale · dsᵀ q."""
         q, k, v, *probabilities = ctx.saved_tensors
+        B, J = ctx.B, ctx.J
         with no_autocast(q):
-            grad = _heads_first(grad_BSHV, q.dtype)
+            grad = _stacked(grad_BSHV, k.shape[0] // B, q.dtype)
             grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-            for (start, end), p in zip(_blocks(q.shape[1]), probabilities, strict=True):
-                grad_out = grad[:, start:end]
+            for (start, end), p in zip(_blocks(k.shape[1]), probabilities, strict=True):
+                rows = slice(start * J, end * J)
+                grad_out = grad[:, rows]
                 grad_p = torch.bmm(grad_out, v[:, :end].transpose(1, 2))
                 grad_scores = torch.ops.aten._softmax_backward_data(grad_p, p, -1, p.dtype)
-                grad_q[:, start:end] = _scaled_bmm(grad_scores, k[:, :end], ctx.scale)
-                grad_k[:, :end] += _scaled_bmm(grad_scores.transpose(1, 2), q[:, start:end], ctx.scale)
+                grad_q[:, rows] = _scaled_bmm(grad_scores, k[:, :end], ctx.scale)
+                grad_k[:, :end] += _scaled_bmm(grad_scores.transpose(1, 2), q[:, rows], ctx.scale)
                 grad_v[:, :end] += torch.bmm(p.transpose(1, 2), grad_out)
-        grads = (_heads_last(g, ctx.B).to(dtype) for g, dtype in zip((grad_q, grad_k, grad_v), ctx.dtypes, strict=True))
-        return (*grads, None, None, None)
+        grads = _unstacked(grad_q, B, J), _unstacked(grad_k, B, 1), _unstacked(grad_v, B, 1)
+        return (*(g.to(dtype) for g, dtype in zip(grads, ctx.dtypes, strict=True)), None, None, None)
 
 
 def _blocks(S: int) -> list[tuple[int, int]]:
@@ -75,15 +82,16 @@ def _blocks(S: int) -> list[tuple[int, int]]:
     return [(start, min(start + size, S)) for start in range(0, S, size)]
 
 
-def _heads_first(x_BSHQ: Tensor, dtype: torch.dtype) -> Tensor:
-    """[B·H, S, Q], contiguous."""
+def _stacked(x_BSHQ: Tensor, G: int, dtype: torch.dtype) -> Tensor:
+    """[B·G, S·J, Q], contiguous: the J heads of a group as neighbouring rows."""
     B, S, H, Q = x_BSHQ.shape
-    return x_BSHQ.to(dtype).transpose(1, 2).reshape(B * H, S, Q)
+    return x_BSHQ.to(dtype).unflatten(2, (G, H // G)).transpose(1, 2).reshape(B * G, S * (H // G), Q)
 
 
-def _heads_last(x_NSQ: Tensor, B: int) -> Tensor:
-    """[B, S, H, Q] as a view of [B·H, S, Q]."""
-    return x_NSQ.unflatten(0, (B, -1)).transpose(1, 2)
+def _unstacked(x_NRQ: Tensor, B: int, J: int) -> Tensor:
+    """[B, S, H, Q] of [B·G, S·J, Q]; a view if J is 1."""
+    N, R, Q = x_NRQ.shape
+    return x_NRQ.view(B, N // B, R // J, J, Q).transpose(1, 2).flatten(2, 3)
 
 
 def _scaled_bmm(a: Tensor, b: Tensor, scale: float) -> Tensor:
@@ -92,11 +100,13 @@ def _scaled_bmm(a: Tensor, b: Tensor, scale: float) -> Tensor:
     return torch.baddbmm(out, a, b, beta=0.0, alpha=scale, out=out)
 
 
-def _hide(scores_NST: Tensor, start: int, end: int, document_ids_BS: Tensor | None, H: int) -> None:
+def _hide(scores_NRT: Tensor, start: int, end: int, J: int, document_ids_BS: Tensor | None) -> None:
     """Set scores of later positions and of other documents to −inf, in place."""
-    size = end - start
-    above = torch.full((size, size), float("-inf"), dtype=scores_NST.dtype).triu_(1)
-    scores_NST[:, :, start:] += above
+    N, size = scores_NRT.shape[0], end - start
+    scores_NSJT = scores_NRT.view(N, size, J, end)
+    above = torch.full((size, size), float("-inf"), dtype=scores_NRT.dtype).triu_(1)
+    scores_NSJT[..., start:] += above[:, None]
     if document_ids_BS is not None:
         other = document_ids_BS[:, start:end, None] != document_ids_BS[:, None, :end]
-        scores_NST.unflatten(0, (-1, H)).masked_fill_(other.unsqueeze(1), float("-inf"))
+        B = document_ids_BS.shape[0]
+        scores_NSJT.unflatten(0, (B, N // B)).masked_fill_(other[:, None, :, None], float("-inf"))

@@ -12,15 +12,16 @@ def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def causal_attention(
-    q_BSHQ: Tensor, k_BSHQ: Tensor, v_BSHV: Tensor, scale: float, document_ids_BS: Tensor | None = None
+    q_BSHQ: Tensor, k_BSGQ: Tensor, v_BSGV: Tensor, scale: float, document_ids_BS: Tensor | None = None
 ) -> Tensor:
-    """All S × S scores at once, masked above the diagonal and across documents."""
+    """All S × S scores at once, masked above the diagonal and across documents. J query heads share a key head."""
     dtype = compute_dtype(q_BSHQ)
-    q_BSHQ, k_BSHQ, v_BSHV = q_BSHQ.to(dtype), k_BSHQ.to(dtype), v_BSHV.to(dtype)
+    q_BSHQ, k_BSGQ, v_BSGV = q_BSHQ.to(dtype), k_BSGQ.to(dtype), v_BSGV.to(dtype)
     S = q_BSHQ.shape[1]
-    scores_BHST = torch.einsum("bshq,bthq->bhst", q_BSHQ, k_BSHQ).to(accumulate_dtype(q_BSHQ)) * scale
+    q_BSGJQ = q_BSHQ.unflatten(2, (k_BSGQ.shape[2], -1))
+    scores_BGJST = torch.einsum("bsgjq,btgq->bgjst", q_BSGJQ, k_BSGQ).to(accumulate_dtype(q_BSHQ)) * scale
     visible = torch.ones(S, S, dtype=torch.bool, device=q_BSHQ.device).tril()
     if document_ids_BS is not None:
-        visible = visible & (document_ids_BS[:, None, :, None] == document_ids_BS[:, None, None, :])
-    p_BHST = scores_BHST.masked_fill(~visible, float("-inf")).softmax(-1).to(dtype)
-    return torch.einsum("bhst,bthv->bshv", p_BHST, v_BSHV)
+        visible = visible & (document_ids_BS[:, None, None, :, None] == document_ids_BS[:, None, None, None, :])
+    p_BGJST = scores_BGJST.masked_fill(~visible, float("-inf")).softmax(-1).to(dtype)
+    return torch.einsum("bgjst,btgv->bsgjv", p_BGJST, v_BSGV).flatten(2, 3)

@@ -1,0 +1,26 @@
+"""Specification of `nautile.ops.index_scores` and `nautile.ops.top_rows`."""
+
+import torch
+from torch import Tensor
+
+from nautile.ops.precision import accumulate_dtype, no_autocast
+
+
+def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Plain torch runs everywhere."""
+    return None
+
+
+def index_scores(q_BSJI: Tensor, k_BTI: Tensor, weights_BSJ: Tensor) -> Tensor:
+    """All S × J × T products at once."""
+    wide = accumulate_dtype(q_BSJI)
+    with no_autocast(q_BSJI):
+        dots_BSJT = torch.einsum("bsji,bti->bsjt", q_BSJI.to(wide), k_BTI.to(wide)).relu()
+        return torch.einsum("bsj,bsjt->bst", weights_BSJ.to(wide), dots_BSJT)
+
+
+def top_rows(scores_BST: Tensor, seen_BST: Tensor, k: int) -> Tensor:
+    """A stable sort keeps the order of equal scores."""
+    scores_BST = scores_BST.masked_fill(~seen_BST, float("-inf"))
+    best_BSK = scores_BST.sort(dim=-1, descending=True, stable=True).indices[..., :k]
+    return best_BSK.masked_fill(~seen_BST.expand_as(scores_BST).gather(-1, best_BSK), -1)
