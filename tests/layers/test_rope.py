@@ -8,7 +8,7 @@ import torch
 
 from nautile import ops
 from nautile.layers.rope import Rope
-from nautile.models.deepseek_v3.config import RopeScaling
+from nautile.layers.rope_scaling import YarnScaling
 
 
 def test_plain_frequencies_and_relative_positions() -> None:
@@ -36,7 +36,7 @@ def test_interleaved_pairs_turn_as_complex_numbers() -> None:
 
 def test_yarn_of_the_published_v3_file() -> None:
     """64 dimensions, base 10000, 4096 → 163840: pairs below 10 keep their frequency, above 23 are 40 times slower."""
-    plain, yarn = Rope(64, 10000.0), Rope(64, 10000.0, RopeScaling())
+    plain, yarn = Rope(64, 10000.0), Rope(64, 10000.0, YarnScaling())
     ratio = yarn.frequencies / plain.frequencies
     assert ratio[:11].tolist() == pytest.approx([1.0] * 11)
     assert ratio[23:].tolist() == pytest.approx([1 / 40] * 9)
@@ -46,7 +46,7 @@ def test_yarn_of_the_published_v3_file() -> None:
 
 
 def test_softmax_factor_of_the_other_published_files() -> None:
-    v2 = RopeScaling(mscale=0.707, mscale_all_dim=0.707)
+    v2 = YarnScaling(mscale=0.707, mscale_all_dim=0.707)
     assert Rope(64, 1e4, v2).softmax_factor == pytest.approx(1.5896, abs=1e-4)
     silent = replace(v2, mscale=1.0, mscale_all_dim=0.0)
     assert Rope(64, 1e4, silent).softmax_factor == 1.0

@@ -13,8 +13,9 @@ from nautile.infer.batch import Batch
 from nautile.infer.completion import Completion, Output
 from nautile.infer.params import SamplingParams
 from nautile.infer.prompt import check_vocabulary, needs_tokenizer, room_after, to_middle_prompt, to_token_ids
-from nautile.models.deepseek_v3.model import DeepseekV3ForCausalLM
-from nautile.models.io import load_model, model_folder, read_config
+from nautile.models.causal_lm import CausalLM
+from nautile.models.family import read_config
+from nautile.models.io import load_model, model_folder
 from nautile.text.stream import IncrementalDecoder
 from nautile.text.tokenizer import Tokenizer
 
@@ -41,7 +42,7 @@ class LLM:
 
     def __init__(
         self,
-        path_or_model: str | Path | DeepseekV3ForCausalLM,
+        path_or_model: str | Path | CausalLM,
         dtype: torch.dtype | None = None,
         tokenizer: Tokenizer | None = None,
         *,

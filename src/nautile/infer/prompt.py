@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 
 from nautile.core.errors import UserError
-from nautile.models.deepseek_v3.config import DeepseekV3Config
+from nautile.models.config import DecoderConfig
 from nautile.text.config import belongs
 from nautile.text.fim import psm_prompt
 from nautile.text.tokenizer import Tokenizer
 
 
-def check_vocabulary(tokenizer: Tokenizer | None, config: DeepseekV3Config) -> None:
+def check_vocabulary(tokenizer: Tokenizer | None, config: DecoderConfig) -> None:
     """Refuse a tokenizer that belongs to another model; none at all is fine.
 
     Raises:
@@ -27,7 +27,7 @@ def check_vocabulary(tokenizer: Tokenizer | None, config: DeepseekV3Config) -> N
     )
 
 
-def to_token_ids(prompt: str | Sequence[int], tokenizer: Tokenizer | None, config: DeepseekV3Config) -> list[int]:
+def to_token_ids(prompt: str | Sequence[int], tokenizer: Tokenizer | None, config: DecoderConfig) -> list[int]:
     """What the model is fed: text behind the begin-of-sentence token, token ids as they are.
 
     An empty prompt of either kind is the begin-of-sentence token alone.
@@ -47,7 +47,7 @@ def to_token_ids(prompt: str | Sequence[int], tokenizer: Tokenizer | None, confi
     return list(prompt) or [config.bos_token_id]
 
 
-def to_middle_prompt(prefix: str, suffix: str, tokenizer: Tokenizer, config: DeepseekV3Config) -> list[int]:
+def to_middle_prompt(prefix: str, suffix: str, tokenizer: Tokenizer, config: DecoderConfig) -> list[int]:
     """Token ids after which a model trained on fill-in-the-middle writes what belongs between prefix and suffix.
 
     Raises:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 
 from nautile.core.context import CacheSpec, ForwardContext
-from nautile.layers.attention.mla import MLA
+from nautile.layers.attention.base import Attention
 from nautile.layers.ffn import SwiGLU
 from nautile.layers.moe.layer import MoE
 from nautile.layers.moe.router import Routing
@@ -38,7 +38,7 @@ Stage = Callable[[BlockState], BlockState]
 class Block(nn.Module):
     """Pre-norm block: attention, then a dense SwiGLU or an MoE. Attribute names are those of the published tensors."""
 
-    def __init__(self, dim: int, eps: float, attention: MLA, mlp: SwiGLU | MoE) -> None:
+    def __init__(self, dim: int, eps: float, attention: Attention, mlp: SwiGLU | MoE) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(dim, eps)
         self.self_attn = attention

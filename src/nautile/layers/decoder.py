@@ -1,5 +1,6 @@
 """Embedding, a stack of blocks, a final norm."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ class DecoderOutput:
 class Decoder(nn.Module):
     """Token ids to normalised hidden states. Attribute names are those of the published tensors."""
 
-    def __init__(self, vocab_size: int, dim: int, blocks: list[Block], eps: float) -> None:
+    def __init__(self, vocab_size: int, dim: int, blocks: Sequence[Block], eps: float) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(vocab_size, dim)
         self.layers = nn.ModuleList(blocks)

@@ -57,7 +57,7 @@ def pretrain_loss(
     output = model.hidden(ctx)
     main = cross_entropy_per_position(model, output.hidden_BSD, tokens_BW, ahead=1)
 
-    modules = model.predict_ahead(output.hidden_BSD, tokens_BW, ctx) if model.config.num_nextn_predict_layers else []
+    modules = model.predict_ahead(output.hidden_BSD, tokens_BW, ctx) if len(model.mtp) else []
     mtp = [cross_entropy_per_position(model, m.hidden_BSD, tokens_BW, ahead=k + 1) for k, m in enumerate(modules, 1)]
 
     routing = [*output.routing, *(r for m in modules for r in m.routing)]

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from nautile import ops
 from nautile.core.context import CacheSpec, ForwardContext
+from nautile.layers.attention.base import Attention
 from nautile.layers.norm import RMSNorm
 from nautile.layers.rope import Rope
 
@@ -25,7 +26,7 @@ LATENT_EPS = 1e-6
 """Epsilon of the two latent norms, whatever `rms_norm_eps` says: released models were trained so."""
 
 
-class MLA(nn.Module):
+class MLA(Attention):
     """One attention layer. Attribute names are those of the published tensors.
 
     Args:

@@ -32,7 +32,8 @@ class Routing:
     counts_E: Tensor
     """int64 [E]: tokens that chose each expert in this forward."""
     balance_loss: Tensor | None
-    """float32 scalar: sequence-wise balance loss without its factor; None outside training."""
+    """float32 scalar: balance loss without its factor, of each sequence or of the batch (`seq_aux`); None outside
+    training."""
 
 
 def affinities(logits_TE: Tensor, scoring_func: ScoringFunc) -> Tensor:
@@ -84,17 +85,19 @@ class Router(nn.Module):
         topk_group: int = 1,
         normalise: bool,
         scaling_factor: float,
+        sequence_balance: bool = True,
     ) -> None:
         super().__init__()
         self.k, self.n_group, self.topk_group = k, n_group, topk_group
         self.scoring_func, self.method = scoring_func, method
         self.normalise, self.scaling_factor = normalise, scaling_factor
+        self.sequence_balance = sequence_balance
         self.weight = nn.Parameter(torch.empty(n_experts, dim))
         bias_E = torch.zeros(n_experts, dtype=torch.float32) if method == "noaux_tc" else None
         self.register_buffer("e_score_correction_bias", bias_E)
 
     def forward(self, x_BSD: Tensor) -> Routing:
-        B, S, D = x_BSD.shape
+        B, _, D = x_BSD.shape
         with torch.autocast(x_BSD.device.type, enabled=False):
             scores_TE = affinities(F.linear(x_BSD.reshape(-1, D).float(), self.weight.float()), self.scoring_func)
         experts_TK = select(scores_TE, self.e_score_correction_bias, self.method, self.k, self.n_group, self.topk_group)
@@ -104,7 +107,8 @@ class Router(nn.Module):
         E = scores_TE.shape[1]
         balance_loss = None
         if self.training:
-            balance_loss = sequence_balance_loss(scores_TE.view(B, S, E), experts_TK.view(B, S, self.k))
+            rows = B if self.sequence_balance else 1
+            balance_loss = sequence_balance_loss(scores_TE.view(rows, -1, E), experts_TK.view(rows, -1, self.k))
         return Routing(
             experts_TK=experts_TK,
             weights_TK=weights_TK * self.scaling_factor,

@@ -1,0 +1,1 @@
+"""Qwen2: the decoder of R1-Distill-Qwen."""
