@@ -8,7 +8,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention, Qwen2Rotary
 
 from nautile import ops
 from nautile.core.context import ForwardContext
-from nautile.infer.cache import LatentCache
+from nautile.infer.cache import KVCache
 from nautile.layers.attention.gqa import GroupedQueryAttention
 from nautile.layers.rope import Rope
 
@@ -81,7 +81,7 @@ def test_steps_over_a_cache_equal_the_whole(heads: tuple) -> None:
     layer, x_BSD = ours(*heads, True), hidden(2, 12)
     with torch.no_grad():
         want_BSD = layer(x_BSD, whole(x_BSD))
-        cache = LatentCache([layer.cache_spec()], 2, torch.float32)
+        cache = KVCache([layer.cache_spec()], 2, torch.float32)
         got = []
         for start, end in [(0, 5), (5, 9), (9, 10), (10, 11), (11, 12)]:
             cache.reserve(end)
@@ -95,7 +95,7 @@ def test_rows_at_different_positions() -> None:
     """Sequences of 7 and 4 tokens decode one token together, as each alone."""
     layer, x_BSD, lengths = ours(6, 2, 10), hidden(2, 8), [7, 4]
     with torch.no_grad():
-        cache = LatentCache([layer.cache_spec()], 2, torch.float32)
+        cache = KVCache([layer.cache_spec()], 2, torch.float32)
         cache.reserve(8)
         for row, length in enumerate(lengths):
             positions_BS = torch.arange(length)[None]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nautile.core.context import CacheSpec, CacheView, ForwardContext
-from nautile.infer.cache import LatentCache
+from nautile.infer.cache import KVCache
 from nautile.infer.params import SamplingParams
 from nautile.infer.sampling import Sampler
 from nautile.layers.decoder import DecoderOutput
@@ -53,7 +53,7 @@ class Batch:
         """Cached tokens of each row."""
         self.last_tokens: list[int] = []
         """Newest token of each row: sampled, not yet in the cache."""
-        self.cache = LatentCache(model.cache_specs(), len(prompts), weight.dtype, weight.device)
+        self.cache = KVCache(model.cache_specs(), len(prompts), weight.dtype, weight.device)
         self.sampler = Sampler(params, weight.device)
 
     @torch.inference_mode()

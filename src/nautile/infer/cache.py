@@ -14,15 +14,17 @@ SMALLEST = 64
 """Positions allocated at first."""
 
 
-class LatentCache:
+class KVCache:
     """One buffer [B, capacity, ...] per layer and entry, where the row index is the absolute position.
 
     Implements `nautile.core.context.CacheView`. `reserve` makes room before a forward; buffers grow by doubling, so a
     sequence of T tokens copies less than 2·T rows in all. Rows are zero until written: whoever masks them multiplies
-    them by an exact 0, and 0·0 is not NaN as 0·(uninitialised) can be.
+    them by an exact 0, and 0·0 is not NaN as 0·(uninitialised) can be. What the entries mean is the layer's business:
+    MLA declares a latent and a rotated key, grouped-query attention keys and values, the sparse indexer its keys.
 
     Args:
-        specs: What each layer stores per token, from the model's `cache_specs()`.
+        specs: What each layer stores per token, from the model's `cache_specs()`. None may declare `state`: memory of
+            one size per sequence is not kept here.
         batch: Sequences B.
         dtype: Type of the entries: that of the activations.
         device: Where the buffers live.
@@ -31,6 +33,8 @@ class LatentCache:
     def __init__(
         self, specs: Sequence[CacheSpec], batch: int, dtype: torch.dtype, device: torch.device | str = "cpu"
     ) -> None:
+        stateful = [name for spec in specs for name in spec.state]
+        assert not stateful, f"this cache holds rows per token, not the per-sequence state {stateful}"
         self.capacity = 0
         self.visible = 0
         self.layers: list[dict[str, Tensor]] = [
@@ -66,17 +70,17 @@ class LatentCache:
 
 
 class CacheRow:
-    """One sequence of a `LatentCache` as a cache of batch size 1."""
+    """One sequence of a `KVCache` as a cache of batch size 1."""
 
-    def __init__(self, cache: LatentCache, index: int) -> None:
+    def __init__(self, cache: KVCache, index: int) -> None:
         self.cache, self.index = cache, index
 
     def reserve(self, length: int) -> None:
-        """As `LatentCache.reserve`."""
+        """As `KVCache.reserve`."""
         self.cache.reserve(length)
 
     def update(self, layer: int, positions_BS: Tensor, **entries: Tensor) -> dict[str, Tensor]:
-        """As `LatentCache.update`, with B = 1."""
+        """As `KVCache.update`, with B = 1."""
         mine = slice(self.index, self.index + 1)
         rows = {name: rows_BT[mine] for name, rows_BT in self.cache.layers[layer].items()}
         return write_rows(rows, self.cache.visible, positions_BS, entries)
