@@ -130,7 +130,7 @@ def held_out_sampler(
         llm = LLM(model, tokenizer=data.tokenizer)
         each = [SamplingParams(max_tokens, temperature=0.7, top_p=0.95, seed=i) for i in range(len(openings))]
         room = llm.config.max_position_embeddings // 2  # the other half is for the answer
-        prompts = [[llm.config.bos_token_id, *ids][:room] for ids in openings]
+        prompts = [[data.tokenizer.bos_id, *ids][:room] for ids in openings]
         outputs = llm.generate(prompts, each)
         shown = [data.tokenizer.decode(prompt) for prompt in prompts]
         return [{"prompt": p, "text": o.text} for p, o in zip(shown, outputs, strict=True)]
