@@ -1,12 +1,14 @@
 """Causal attention over blocks of queries: keys after a block are never multiplied.
 
-The probabilities are kept for the backward pass (S²/2 numbers per query head and row of the batch, in the compute
-dtype): computing them again costs a product and an exponential more than reading them.
+With a backward to come, the probabilities are kept for it (S²/2 numbers per query head and row of the batch, in the
+compute dtype): computing them again costs a product and an exponential more than reading them. Without one, scores
+live in one small buffer that stays in the cache, a few heads at a time.
 
 Query heads that share a key head are stacked: the J = H / G queries of a position are J rows of one product, so keys
 and values are never repeated. N = B·G key heads, rows ordered by position, then by query head within the group.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -14,16 +16,52 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from nautile.ops.cpu.support import floats_on_cpu as why_not
+from nautile.ops.cpu.support import needs_gradient
 from nautile.ops.precision import compute_dtype, no_autocast
 
 __all__ = ["causal_attention", "why_not"]
+
+_BUFFER = 4 << 20
+"""Bytes of scores that exist at once without a backward: some of a core's share of the last-level cache."""
 
 
 def causal_attention(
     q_BSHQ: Tensor, k_BSGQ: Tensor, v_BSGV: Tensor, scale: float, document_ids_BS: Tensor | None = None
 ) -> Tensor:
     """See `nautile.ops.causal_attention`."""
-    return _CausalAttention.apply(q_BSHQ, k_BSGQ, v_BSGV, scale, document_ids_BS, compute_dtype(q_BSHQ))
+    dtype = compute_dtype(q_BSHQ)
+    if needs_gradient(q_BSHQ, k_BSGQ, v_BSGV):
+        return _CausalAttention.apply(q_BSHQ, k_BSGQ, v_BSGV, scale, document_ids_BS, dtype)
+    with no_autocast(q_BSHQ):
+        return _attend(q_BSHQ, k_BSGQ, v_BSGV, scale, document_ids_BS, dtype)
+
+
+def _attend(
+    q_BSHQ: Tensor, k_BSGQ: Tensor, v_BSGV: Tensor, scale: float, document_ids_BS: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """Attention of which nothing is kept."""
+    B, S, G, _ = k_BSGQ.shape
+    J = q_BSHQ.shape[2] // G
+    q, k, v = (_stacked(x, G, dtype) for x in (q_BSHQ, k_BSGQ, v_BSGV))
+    ids_NS = None if document_ids_BS is None else document_ids_BS.repeat_interleave(G, 0)
+    out = v.new_empty(B * G, S * J, v.shape[-1])
+    # Rows of queries in a block: more are faster products, but more of the square above the diagonal.
+    size = max(1, (256 if dtype == torch.bfloat16 and S >= 1024 else 128) // J)
+    room = _BUFFER // q.element_size()
+    buffer = q.new_empty(min(max(room, size * J * S), B * G * S * J * S))
+    for start in range(0, S, size):
+        end = min(start + size, S)
+        rows = slice(start * J, end * J)
+        heads = max(1, room // ((end - start) * J * end))
+        for n in range(0, B * G, heads):
+            some = slice(n, n + heads)
+            q_block, k_block = q[some, rows], k[some, :end]
+            shape = (*q_block.shape[:2], end)
+            scores = buffer[: math.prod(shape)].view(shape)
+            torch.baddbmm(scores, q_block, k_block.transpose(1, 2), beta=0.0, alpha=scale, out=scores)
+            _hide(scores, start, end, J, None if ids_NS is None else ids_NS[some])
+            out[some, rows] = torch.bmm(torch.softmax(scores, -1, out=scores), v[some, :end])
+    return _unstacked(out, B, J)
 
 
 class _CausalAttention(torch.autograd.Function):
