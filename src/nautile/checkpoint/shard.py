@@ -168,13 +168,19 @@ class ShardWriter:
                 position += part.numel() * part.element_size()
         self._waiting.remove(name)
 
-    def close(self) -> None:
-        """Flush the file to the disk and give it its name."""
+    def finish(self) -> None:
+        """Flush all bytes to the disk; the file still has its temporary name."""
         with self._or_discard():
             if self._waiting:
                 raise ValueError(f"{self.path}: announced, not written: {', '.join(sorted(self._waiting)[:5])}")
             os.fsync(self._handle)
             self._close()
+
+    def close(self) -> None:
+        """Finish the file and give it its name."""
+        if self._handle >= 0:
+            self.finish()
+        with self._or_discard():
             self._partial.replace(self.path)
             sync_folder(self.path.parent)
 

@@ -1,0 +1,100 @@
+"""From a model into a folder: safetensors in the published layout, one tensor at a time.
+
+An earlier model in the folder stays whole until the new one is. All new files are on the disk under temporary names
+before the first gets its own; none takes the name of an old shard; and one rename, of the index or of the single file,
+turns the folder from the old model into the new one. What is left of the old one goes last.
+"""
+
+import itertools
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from nautile.checkpoint.compare import named_tensors, targets
+from nautile.checkpoint.layout import Layout
+from nautile.checkpoint.shard import ShardWriter
+from nautile.checkpoint.source import INDEX, SINGLE
+from nautile.core.atomic import atomic_write_text, disk_errors
+
+_SHARD = re.compile(r"\.?model-[\d-]+-of-\d+\.safetensors(\.partial)?")
+"""A shard, finished or not, of this model, an earlier one, or one whose saving was killed."""
+
+
+def save_from(model: nn.Module, folder: Path, layout: Layout, max_shard_bytes: int = 5 * 10**9) -> None:
+    """Write every parameter and buffer of `model` under its published name, in shards of at most `max_shard_bytes`.
+
+    A tied parameter is written once, as transformers and vLLM expect; the copies that the layout lists are written.
+    An earlier model's weights in the folder are replaced.
+
+    Raises:
+        DiskFullError: There is no room; the earlier model is as it was.
+        NautileError: The folder is not writable; the earlier model is as it was.
+    """
+    tensors = published_tensors(model, layout)
+    shards = split_shards({name: tensor.nbytes for name, tensor in tensors.items()}, max_shard_bytes)
+    files = _file_names(folder, len(shards))
+    writers: list[ShardWriter] = []
+    try:
+        for file, names in zip(files, shards, strict=True):
+            kinds = {name: (tensors[name].dtype, tuple(tensors[name].shape)) for name in names}
+            writers.append(ShardWriter(folder / file, kinds))
+            for name in names:
+                writers[-1].write(name, tensors[name])
+            writers[-1].finish()
+        for writer in writers:
+            writer.close()
+        if len(files) > 1:
+            atomic_write_text(folder / INDEX, index_text(tensors, dict(zip(files, shards, strict=True))))
+    except BaseException:
+        for writer in writers:
+            writer.discard()
+        _remove(folder, set(files) - {SINGLE})
+        raise
+    with disk_errors(folder / SINGLE):
+        (folder / (SINGLE if len(files) > 1 else INDEX)).unlink(missing_ok=True)
+        _remove(folder, {path.name for path in folder.iterdir() if _SHARD.fullmatch(path.name)} - set(files))
+
+
+def published_tensors(model: nn.Module, layout: Layout) -> dict[str, Tensor]:
+    """Published name → the view of our parameter or buffer that is written there, copies included."""
+    ours = dict(named_tensors(model))
+    ours |= dict(model.named_parameters(remove_duplicate=False))
+    return targets(model, layout) | {name: ours[source].detach() for name, source in layout.copies.items()}
+
+
+def split_shards(sizes: Mapping[str, int], max_bytes: int) -> list[list[str]]:
+    """Names in their order, in groups of at most `max_bytes`; a larger tensor has a group of its own."""
+    shards: list[list[str]] = [[]]
+    room = max_bytes
+    for name, size in sizes.items():
+        if shards[-1] and size > room:
+            shards.append([])
+            room = max_bytes
+        shards[-1].append(name)
+        room -= size
+    return shards
+
+
+def index_text(tensors: Mapping[str, Tensor], shards: Mapping[str, list[str]]) -> str:
+    """The index file of `shards`, file name → names of its tensors."""
+    weight_map = {name: file for file, names in shards.items() for name in names}
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    return json.dumps(index, indent=2) + "\n"
+
+
+def _file_names(folder: Path, count: int) -> list[str]:
+    """Names of `count` new files; beside the shards of an earlier model, such that none is taken."""
+    if count == 1:
+        return [SINGLE]
+    stems = itertools.chain(["model"], (f"model-{attempt}" for attempt in itertools.count(2)))
+    candidates = ([f"{stem}-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)] for stem in stems)
+    return next(files for files in candidates if not any((folder / file).exists() for file in files))
+
+
+def _remove(folder: Path, names: set[str]) -> None:
+    for name in sorted(names):
+        (folder / name).unlink(missing_ok=True)
