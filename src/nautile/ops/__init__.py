@@ -12,18 +12,24 @@ if TYPE_CHECKING:
     from nautile.ops.cross_entropy import linear_cross_entropy
     from nautile.ops.dispatch import choices, use
     from nautile.ops.experts import grouped_swiglu
+    from nautile.ops.indexer import index_scores, top_rows
     from nautile.ops.norm import rms_norm
     from nautile.ops.rotary import rotate_half_split, rotate_interleaved
+    from nautile.ops.sparse_attention import selected_attention, sparse_attention
 
 _HOME = {
     "causal_attention": "attention",
     "choices": "dispatch",
     "grouped_swiglu": "experts",
+    "index_scores": "indexer",
     "linear_cross_entropy": "cross_entropy",
     "rms_norm": "norm",
     "rotate_half_split": "rotary",
     "rotate_interleaved": "rotary",
+    "selected_attention": "sparse_attention",
+    "sparse_attention": "sparse_attention",
     "swiglu": "activation",
+    "top_rows": "indexer",
     "use": "dispatch",
 }
 
@@ -31,11 +37,15 @@ __all__ = [
     "causal_attention",
     "choices",
     "grouped_swiglu",
+    "index_scores",
     "linear_cross_entropy",
     "rms_norm",
     "rotate_half_split",
     "rotate_interleaved",
+    "selected_attention",
+    "sparse_attention",
     "swiglu",
+    "top_rows",
     "use",
 ]
 

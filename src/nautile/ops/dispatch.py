@@ -28,6 +28,10 @@ TABLE: dict[str, tuple[str, tuple[str, ...]]] = {
     "rotate_interleaved": ("rotary", ("cpu", "reference")),
     "rotate_half_split": ("rotary", ("cpu", "reference")),
     "linear_cross_entropy": ("cross_entropy", ("cpu", "reference")),
+    "index_scores": ("indexer", ("cpu", "reference")),
+    "top_rows": ("indexer", ("cpu", "reference")),
+    "sparse_attention": ("sparse_attention", ("cpu", "reference")),
+    "selected_attention": ("sparse_attention", ("cpu", "reference")),
 }
 BACKENDS = ("cpu", "reference")
 

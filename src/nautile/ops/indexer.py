@@ -26,8 +26,8 @@ def index_scores(q_BSJI: Tensor, k_BTI: Tensor, weights_BSJ: Tensor) -> Tensor:
     Raises:
         ValueError: Shapes or dtypes do not fit together.
     """
-    B, S, J, I = q_BSJI.shape if q_BSJI.dim() == 4 else (0, 0, 0, 0)
-    if q_BSJI.dim() != 4 or k_BTI.dim() != 3 or (k_BTI.shape[0], k_BTI.shape[2]) != (B, I):
+    B, S, J, width = q_BSJI.shape if q_BSJI.dim() == 4 else (0, 0, 0, 0)
+    if q_BSJI.dim() != 4 or k_BTI.dim() != 3 or (k_BTI.shape[0], k_BTI.shape[2]) != (B, width):
         raise ValueError(
             "index_scores: q and k must be [B, S, J, I] and [B, T, I], got "
             f"{list(q_BSJI.shape)} and {list(k_BTI.shape)}"
@@ -57,7 +57,9 @@ def top_rows(scores_BST: Tensor, seen_BST: Tensor, k: int) -> Tensor:
         ValueError: Shapes or dtypes do not fit together, or k < 1.
     """
     if scores_BST.dim() != 3 or not scores_BST.dtype.is_floating_point:
-        raise ValueError(f"top_rows: scores must be floating [B, S, T], got {scores_BST.dtype} {list(scores_BST.shape)}")
+        raise ValueError(
+            f"top_rows: scores must be floating [B, S, T], got {scores_BST.dtype} {list(scores_BST.shape)}"
+        )
     if seen_BST.dtype != torch.bool or torch.broadcast_shapes(seen_BST.shape, scores_BST.shape) != scores_BST.shape:
         raise ValueError(
             f"top_rows: seen must be boolean and fit scores {list(scores_BST.shape)}, "

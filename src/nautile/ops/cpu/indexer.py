@@ -17,8 +17,8 @@ __all__ = ["index_scores", "top_rows", "why_not"]
 
 BLOCK_ROWS = 1024
 """Rows t of one block."""
-BLOCK_PRODUCTS = 1 << 20
-"""Products q_sj · k_t that exist at once: 4 MiB in float32."""
+BLOCK_PRODUCTS = 1 << 19
+"""Products q_sj · k_t that exist at once: 2 MiB in float32."""
 
 
 def index_scores(q_BSJI: Tensor, k_BTI: Tensor, weights_BSJ: Tensor) -> Tensor:

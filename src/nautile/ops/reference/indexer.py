@@ -22,5 +22,5 @@ def index_scores(q_BSJI: Tensor, k_BTI: Tensor, weights_BSJ: Tensor) -> Tensor:
 def top_rows(scores_BST: Tensor, seen_BST: Tensor, k: int) -> Tensor:
     """A stable sort keeps the order of equal scores."""
     scores_BST = scores_BST.masked_fill(~seen_BST, float("-inf"))
-    best_BSK = scores_BST.sort(dim=-1, descending=True, stable=True).indices[..., :k]
-    return best_BSK.masked_fill(~seen_BST.expand_as(scores_BST).gather(-1, best_BSK), -1)
+    best = scores_BST.sort(dim=-1, descending=True, stable=True)
+    return best.indices[..., :k].masked_fill(best.values[..., :k] == float("-inf"), -1)
