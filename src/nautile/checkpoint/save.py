@@ -14,9 +14,9 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from nautile.checkpoint.compare import named_tensors, targets
+from nautile.checkpoint.index import SAFETENSORS
 from nautile.checkpoint.layout import Layout
 from nautile.checkpoint.shard import ShardWriter
-from nautile.checkpoint.source import INDEX, SINGLE
 from nautile.core.atomic import atomic_write_text, disk_errors
 
 _SHARD = re.compile(r"\.?model-[\d-]+-of-\d+\.safetensors(\.partial)?")
@@ -47,14 +47,14 @@ def save_from(model: nn.Module, folder: Path, layout: Layout, max_shard_bytes: i
         for writer in writers:
             writer.close()
         if len(files) > 1:
-            atomic_write_text(folder / INDEX, index_text(tensors, dict(zip(files, shards, strict=True))))
+            atomic_write_text(folder / SAFETENSORS.index, index_text(tensors, dict(zip(files, shards, strict=True))))
     except BaseException:
         for writer in writers:
             writer.discard()
-        _remove(folder, set(files) - {SINGLE})
+        _remove(folder, set(files) - {SAFETENSORS.single})
         raise
-    with disk_errors(folder / SINGLE):
-        (folder / (SINGLE if len(files) > 1 else INDEX)).unlink(missing_ok=True)
+    with disk_errors(folder / SAFETENSORS.single):
+        (folder / (SAFETENSORS.single if len(files) > 1 else SAFETENSORS.index)).unlink(missing_ok=True)
         _remove(folder, {path.name for path in folder.iterdir() if _SHARD.fullmatch(path.name)} - set(files))
 
 
@@ -89,7 +89,7 @@ def index_text(tensors: Mapping[str, Tensor], shards: Mapping[str, list[str]]) -
 def _file_names(folder: Path, count: int) -> list[str]:
     """Names of `count` new files; beside the shards of an earlier model, such that none is taken."""
     if count == 1:
-        return [SINGLE]
+        return [SAFETENSORS.single]
     stems = itertools.chain(["model"], (f"model-{attempt}" for attempt in itertools.count(2)))
     candidates = ([f"{stem}-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)] for stem in stems)
     return next(files for files in candidates if not any((folder / file).exists() for file in files))

@@ -5,19 +5,17 @@ Rows of a tensor, and FP8 weights as the numbers they stand for, are read withou
 
 import json
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
 
 from nautile.checkpoint.fp8 import SCALE, Fp8Format, dequantize, read_quantization, scale_shape
-from nautile.checkpoint.header import TensorInfo, unique_json
+from nautile.checkpoint.header import TensorInfo
+from nautile.checkpoint.index import SAFETENSORS, check_index, weight_files
+from nautile.checkpoint.pickled import PickledReader
 from nautile.checkpoint.shard import SCRATCH, ShardReader
 from nautile.core.errors import UserError
-
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 
 
 class Reader(Protocol):
@@ -46,7 +44,7 @@ class Checkpoint:
         self.infos: dict[str, TensorInfo] = {n: info for reader in readers for n, info in reader.tensors.items()}
         self.files: dict[str, Path] = {name: reader.path for reader in readers for name in reader.tensors}
         self._readers = readers
-        self._reader = MappingProxyType({name: reader for reader in readers for name in reader.tensors})
+        self._reader = {name: reader for reader in readers for name in reader.tensors}
 
     def weight_names(self) -> list[str]:
         """All tensors but the scales of quantised weights, in the files' order."""
@@ -139,101 +137,33 @@ class Checkpoint:
         self.close()
 
 
-def open_checkpoint(folder: Path, allow_pickle: bool = False) -> Checkpoint:
+def open_checkpoint(folder: str | Path, allow_pickle: bool = False) -> Checkpoint:
     """The folder's weights, with every header read and checked and no tensor read.
+
+    Args:
+        folder: With config.json, and safetensors or pickled weights.
+        allow_pickle: Take pickled weights where there are no safetensors. They are read by torch's restricted
+            unpickler, which builds tensors and runs no code of the file; a mistake in it would be the risk.
 
     Raises:
         UserError: No weights there, one of the files is missing or damaged, the index contradicts the files, the
             quantisation is not supported, or the weights are pickled and `allow_pickle` is False.
     """
     folder = Path(folder)
-    _check_folder(folder)
+    files = weight_files(folder, allow_pickle)
     quantization = _quantization(folder / "config.json")
-    if (folder / INDEX).is_file():
-        weight_map = read_index(folder / INDEX)
-        paths = [folder / file for file in dict.fromkeys(weight_map.values())]
-    elif (folder / SINGLE).is_file():
-        weight_map = {}
-        paths = [folder / SINGLE]
-    else:
-        raise _no_weights(folder)
+    open_file = ShardReader if files.kind is SAFETENSORS else PickledReader
     readers: list[Reader] = []
     try:
-        for path in paths:
-            readers.append(ShardReader(path))
-        _check_index(folder / INDEX, weight_map, readers)
+        for path in files.paths:
+            readers.append(open_file(path))
+        if files.weight_map:
+            check_index(folder / files.kind.index, files.weight_map, {r.path.name: set(r.tensors) for r in readers})
     except BaseException:
         for reader in readers:
             reader.close()
         raise
     return Checkpoint(folder, readers, quantization)
-
-
-def read_index(path: Path) -> dict[str, str]:
-    """Tensor name → file name of an index whose files all lie beside it.
-
-    Raises:
-        UserError: It is not such an index, names a tensor twice, or names a file that is not there or elsewhere.
-    """
-    try:
-        index = unique_json(path.read_bytes())
-    except ValueError as error:
-        raise _bad_index(path, f"not a valid index ({error})") from error
-    weight_map = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
-        raise _bad_index(path, "it has no weight_map of tensor names to file names")
-    if not weight_map:
-        raise _bad_index(path, "its weight_map is empty")
-    files = sorted(set(weight_map.values()))
-    for file in files:
-        if Path(file).name != file or file in ("", ".", ".."):
-            raise _bad_index(path, f"{file!r} is not the name of a file beside it")
-    missing = [file for file in files if not (path.parent / file).is_file()]
-    if missing:
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise UserError(
-            f"{path.parent}: {', '.join(missing[:3])}{more} missing",
-            f"{path.name} says that tensors are stored there",
-            "copy or download the missing files into the folder",
-        )
-    return weight_map
-
-
-def _check_index(index: Path, weight_map: dict[str, str], readers: list[Reader]) -> None:
-    """Refuse an index that puts a tensor where it is not, and files that hold a tensor twice."""
-    held: dict[str, str] = {}
-    for reader in readers:
-        for name in reader.tensors:
-            if name in held:
-                raise _bad_index(index, f"{name} is stored twice, in {held[name]} and in {reader.path.name}")
-            held[name] = reader.path.name
-    for name, file in weight_map.items():
-        if held.get(name) != file:
-            place = f"it is in {held[name]}" if name in held else "none of the files has it"
-            raise _bad_index(index, f"{name} is not in {file}; {place}")
-
-
-def _check_folder(folder: Path) -> None:
-    if folder.is_file():
-        raise UserError(
-            f"{folder}: a file, not a folder",
-            "a model is a folder with config.json and all files of its weights",
-            f"name its folder: {folder.parent}",
-        )
-    try:
-        empty = not any(folder.iterdir())
-    except OSError as error:
-        raise UserError(
-            f"{folder}: cannot be read ({error.strerror})",
-            "a model is a folder with config.json and safetensors",
-            "check the path and that you may read it",
-        ) from error
-    if empty:
-        raise UserError(
-            f"{folder}: an empty folder",
-            "a model is a folder with config.json and safetensors",
-            "name another one, such as runs/demo/model, or download the files into it",
-        )
 
 
 def _quantization(config: Path) -> Fp8Format | None:
@@ -246,25 +176,6 @@ def _quantization(config: Path) -> Fp8Format | None:
             f"{config}: not JSON ({error})", "it says how the weights are stored", "copy the file again"
         ) from error
     return read_quantization(published, str(config)) if isinstance(published, dict) else None
-
-
-def _no_weights(folder: Path) -> UserError:
-    shards = sorted(path.name for path in folder.glob("*.safetensors"))
-    if shards:
-        return UserError(
-            f"{folder}: {shards[0]} but no {SINGLE} and no {INDEX}",
-            "of several files, the index says which tensors are in which one",
-            f"copy or download {INDEX} into the folder",
-        )
-    return UserError(
-        f"{folder}: no {SINGLE} and no {INDEX}",
-        "weights are read from safetensors",
-        "name a folder with config.json and safetensors, such as runs/demo/model",
-    )
-
-
-def _bad_index(path: Path, what: str) -> UserError:
-    return UserError(f"{path}: {what}", "it tells which file holds which tensor", "copy or download the file again")
 
 
 def _short(dtype: torch.dtype) -> str:

@@ -1,0 +1,73 @@
+"""One pickled ``pytorch_model*.bin`` file, read like a safetensors file, for people who trust it.
+
+Only on demand: unpickling runs what the file says. torch's restricted unpickler (``weights_only``) builds tensors and
+plain containers and refuses everything else.
+"""
+
+import pickle
+import zipfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from nautile.checkpoint.header import TensorInfo
+from nautile.core.errors import UserError
+
+
+class PickledReader:
+    """The tensors of a pickled file, mapped into memory rather than read, unless torch older than 1.6 wrote it.
+
+    Raises:
+        UserError: The file is missing or damaged, holds more than tensors by name, or asks for code to be run.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        except pickle.UnpicklingError as error:
+            raise UserError(
+                f"{path}: not only tensors, or damaged ({str(error).partition(chr(10))[0]})",
+                "reading on could run code of the file, and nautile does not",
+                "download the safetensors of this model, or the file again",
+            ) from error
+        except (OSError, EOFError, RuntimeError, ValueError) as error:
+            raise UserError(
+                f"{path}: cannot be read as a file of torch.save ({str(error).partition(chr(10))[0]})",
+                "it was cut short, damaged on the way, or is of another format",
+                "copy or download the file again",
+            ) from error
+        if not isinstance(found, dict) or not all(
+            isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in found.items()
+        ):
+            raise UserError(
+                f"{path}: not a table of tensors by name",
+                "weights are published as such tables (state dicts)",
+                "name a folder of published weights, not a training checkpoint",
+            )
+        self._stored: dict[str, Tensor] = found
+        self.tensors: dict[str, TensorInfo] = {}
+        position = 0
+        for name, tensor in found.items():
+            self.tensors[name] = TensorInfo(tensor.dtype, tuple(tensor.shape), position, position + tensor.nbytes)
+            position += tensor.nbytes
+
+    def read(self, name: str, out: Tensor | None = None) -> Tensor:
+        """The tensor as stored, or `out` filled with it and converted to its dtype and device."""
+        return _copied(self._stored[name], out)
+
+    def read_rows(self, name: str, start: int, stop: int, out: Tensor | None = None) -> Tensor:
+        """Rows ``start:stop`` of the tensor's first dimension, as stored or in `out`."""
+        return _copied(self._stored[name][start:stop], out)
+
+    def close(self) -> None:
+        """Let go of the mapped file."""
+        self._stored = {}
+
+
+def _copied(stored: Tensor, out: Tensor | None) -> Tensor:
+    if out is None:
+        return stored.clone()
+    out.detach().copy_(stored)
+    return out
