@@ -4,9 +4,10 @@ import sys
 
 import pytest
 
-from nautile.cli import plan
+from nautile.cli import plan, plan_source
 from nautile.core.errors import UserError
 from nautile.models.deepseek_v3.config import V3_671B, V3_NANO
+from nautile.models.presets import PRESETS
 
 
 def planned(capsys, *words):
@@ -40,8 +41,45 @@ def test_small_models_are_compared_with_their_own_heads_only(capsys):
 
 
 def test_a_dense_model_has_groups_already(capsys):
-    rows = planned(capsys, "deepseek-67b")["kv_cache_per_token"]
+    rows = planned(capsys, "deepseek-llm-67b")["kv_cache_per_token"]
     assert [(row["name"], row["elements"]) for row in rows] == [("GQA, 8 groups", 194_560), ("as MHA", 1_556_480)]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_is_planned_by_name(capsys, name):
+    assert planned(capsys, name)["parameters"]["main_model"]["total"] > 0
+    plan.main([name])
+    assert "main model" in capsys.readouterr().out
+
+
+def test_grouped_queries_shrink_the_cache_of_the_distills(capsys):
+    rows = planned(capsys, "r1-distill-qwen-32b")["kv_cache_per_token"]
+    assert [(row["name"], row["elements"]) for row in rows] == [
+        ("GQA, 8 groups", 2 * 8 * 128 * 64),
+        ("as MHA", 2 * 40 * 128 * 64),
+        ("DeepSeek 67B", 194_560),
+    ]
+
+
+def test_index_keys_of_sparse_attention_have_their_own_rows(capsys, tmp_path):
+    v32 = V3_671B.to_hf() | {"model_type": "deepseek_v32", "index_n_heads": 64, "index_head_dim": 128}
+    (tmp_path / "config.json").write_text(json.dumps(v32 | {"index_topk": 2048}))
+    rows = {row["name"]: row for row in planned(capsys, str(tmp_path))["kv_cache_per_token"]}
+    assert rows["MLA and index keys"]["bytes"] == 2 * (576 + 128) * 61
+    assert rows["index keys alone, FP8 as in V3.2-Exp"]["bytes"] == 132 * 61
+
+
+def test_a_name_on_the_hub_is_planned_from_its_config(capsys, tmp_path, monkeypatch):
+    asked = []
+
+    def download(remote, weights):
+        asked.append((str(remote), weights))
+        return tmp_path
+
+    (tmp_path / "config.json").write_text(json.dumps(V3_671B.to_hf()))
+    monkeypatch.setattr(plan_source, "download", download)
+    report = planned(capsys, "deepseek-ai/DeepSeek-V3")
+    assert report["from"] == "deepseek-ai/DeepSeek-V3" and asked == [("deepseek-ai/DeepSeek-V3", False)]
 
 
 def test_a_recipe_brings_its_batch(capsys):
@@ -69,6 +107,7 @@ def test_ranks_are_labelled_as_a_plan(capsys):
     [
         (["v3-micr"], "did you mean 'v3-micro'"),
         (["v2-lit"], "did you mean 'v2-lite'"),
+        (["r1-distill-qwen-7"], "did you mean 'r1-distill-qwen-7b'"),
         (["v3-micro", "--batch-size", "0"], "--batch-size 0"),
         (["v3-micro", "--ranks", "0"], "--ranks 0"),
     ],
@@ -87,5 +126,12 @@ def test_files_that_are_no_config_are_refused(tmp_path, text):
 
 def test_planning_and_help_need_no_torch():
     verbs = "from nautile.cli import plan, generate, chat; plan.main(['v3-671b', '--json'])"
-    code = f"import sys; {verbs}; assert 'torch' not in sys.modules"
+    code = f"import sys; {verbs}; assert 'torch' not in sys.modules and 'huggingface_hub' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_help_lists_the_presets(capsys):
+    with pytest.raises(SystemExit):
+        plan.main(["--help"])
+    shown = "".join(capsys.readouterr().out.split())
+    assert all(name in shown for name in PRESETS)

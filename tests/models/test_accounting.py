@@ -1,6 +1,7 @@
 """The analytic counts against published figures and against the modules themselves."""
 
 import dataclasses
+import json
 
 import pytest
 
@@ -9,11 +10,13 @@ from nautile.models.accounting.cache import cache_cost, grouped_cache_cost
 from nautile.models.accounting.flops import decode_flops, prefill_flops, train_flops
 from nautile.models.accounting.memory import inference_memory, training_memory
 from nautile.models.accounting.parameters import fp8_scales, mtp_parameters, parameters, published_fp8_numbers, total
-from nautile.models.accounting.published import DEEPSEEK_67B, PUBLISHED
 from nautile.models.accounting.shape import shape_from_config
 from nautile.models.deepseek_v3.config import PRESETS, V3_671B, V3_NANO
+from nautile.models.presets import PRESETS as ALL_PRESETS
 
 V3 = shape_from_config(V3_671B.to_hf(), "v3")
+PUBLISHED = {name: shape_from_config(config.to_hf(), name) for name, config in ALL_PRESETS.items()}
+DEEPSEEK_67B = PUBLISHED["deepseek-llm-67b"]
 V32 = shape_from_config(
     V3_671B.to_hf() | {"model_type": "deepseek_v32", "index_n_heads": 64, "index_head_dim": 128, "index_topk": 2048}
 )
@@ -43,7 +46,7 @@ def test_v3_and_v32_checkpoints_as_stored():
 
 @pytest.mark.parametrize(
     ("name", "billions", "active"),
-    [("v2-236b", 236, 21), ("v2-lite", 16, 2), ("moe-16b", 16, 3), ("deepseek-67b", 67, 67)],
+    [("v2-236b", 236, 21), ("v2-lite", 16, 2), ("moe-16b", 16, 3), ("deepseek-llm-67b", 67, 67)],
 )
 def test_published_sizes(name, billions, active):
     whole = total(parameters(PUBLISHED[name]))
@@ -98,47 +101,88 @@ def test_mla_costs_two_and_a_quarter_groups():
     assert grouped_cache_cost(v2).elements == 2 * 128 * 128 * 60
 
 
-@pytest.mark.parametrize("name", PRESETS)
-def test_counts_equal_the_module(name):
+def stored_in_the_module(config) -> int:
+    """Parameters and correction biases of the model itself, built on the meta device."""
     torch = pytest.importorskip("torch")
-    from nautile.models.deepseek_v3.model import DeepseekV3ForCausalLM
+    from nautile.models.family import build_model
 
-    config = PRESETS[name]
     with torch.device("meta"):
-        model = DeepseekV3ForCausalLM(config)
-    shape = shape_from_config(config.to_hf())
+        model = build_model(config)
     biases = sum(r.e_score_correction_bias.numel() for r in model.routers() if r.e_score_correction_bias is not None)
-    stored = sum(p.numel() for p in model.parameters()) + biases
-    assert stored == total(parameters(shape)).total + mtp_parameters(shape).total
+    return sum(p.numel() for p in model.parameters()) + biases
+
+
+def counted(published) -> int:
+    shape = shape_from_config(published)
+    return total(parameters(shape)).total + mtp_parameters(shape).total
+
+
+TINY = {
+    "vocab_size": 259,
+    "hidden_size": 96,
+    "intermediate_size": 200,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 6,
+}
+
+EXPERTS = {
+    "moe_intermediate_size": 40,
+    "n_routed_experts": 8,
+    "n_shared_experts": 2,
+    "num_experts_per_tok": 2,
+    "first_k_dense_replace": 2,
+}
+LATENT = {"kv_lora_rank": 24, "q_lora_rank": None, "qk_nope_head_dim": 20, "qk_rope_head_dim": 12, "v_head_dim": 28}
 
 
 @pytest.mark.parametrize(
-    "change",
+    "published",
     [
-        {"q_lora_rank": None},
-        {"tie_word_embeddings": True},
-        {"topk_method": "greedy", "scoring_func": "softmax"},
-        {"num_nextn_predict_layers": 2},
-        {"n_shared_experts": 3},
-        {"first_k_dense_replace": 0},
+        *[{"model_type": "deepseek_v3"} | change for change in (
+            {"q_lora_rank": None},
+            {"tie_word_embeddings": True},
+            {"topk_method": "greedy", "scoring_func": "softmax"},
+            {"num_nextn_predict_layers": 2},
+            {"n_shared_experts": 3},
+            {"first_k_dense_replace": 0},
+            {"first_k_dense_replace": 1, "moe_layer_freq": 2, "num_hidden_layers": 6},
+            {"first_k_dense_replace": 1, "moe_layer_freq": 2, "num_nextn_predict_layers": 2},
+        )],
+        {"model_type": "llama", **TINY},
+        {"model_type": "llama", **TINY, "num_key_value_heads": 2, "attention_bias": True},
+        {"model_type": "llama", **TINY, "head_dim": 24, "num_key_value_heads": 1, "tie_word_embeddings": True},
+        {"model_type": "qwen2", **TINY, "num_key_value_heads": 3, "tie_word_embeddings": True},
+        {"model_type": "qwen2", **TINY, "num_key_value_heads": 2},
+        {"model_type": "deepseek", **TINY, **EXPERTS},
+        {"model_type": "deepseek", **TINY, **EXPERTS, "attention_bias": True, "n_shared_experts": 0},
+        {"model_type": "deepseek_v2", **TINY, **EXPERTS, **LATENT},
+        {"model_type": "deepseek_v2", **TINY, **EXPERTS, **LATENT, "q_lora_rank": 36, "topk_method": "noaux_tc"},
     ],
-)
-def test_counts_equal_the_module_of_unusual_configs(change):
-    torch = pytest.importorskip("torch")
-    from nautile.models.deepseek_v3.model import DeepseekV3ForCausalLM
+)  # fmt: skip
+def test_counts_equal_the_module_of_unusual_configs(published):
+    from nautile.models.family import config_from_hf
 
-    config = dataclasses.replace(V3_NANO, **change)
-    with torch.device("meta"):
-        model = DeepseekV3ForCausalLM(config)
-    shape = shape_from_config(config.to_hf())
-    biases = sum(r.e_score_correction_bias.numel() for r in model.routers() if r.e_score_correction_bias is not None)
-    stored = sum(p.numel() for p in model.parameters()) + biases
-    assert stored == total(parameters(shape)).total + mtp_parameters(shape).total
+    if published["model_type"] == "deepseek_v3":
+        published = V3_NANO.to_hf() | published
+    assert counted(published) == stored_in_the_module(config_from_hf(published))
+
+
+@pytest.mark.parametrize("name", ["v2-lite", "v3-671b", "v3-nano", "coder-33b", "r1-distill-qwen-7b"])
+def test_both_spellings_of_a_config_are_counted_alike(name, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    published = ALL_PRESETS[name].to_hf()
+    transformers.AutoConfig.for_model(**published).save_pretrained(tmp_path)
+    rewritten = json.loads((tmp_path / "config.json").read_text())
+    assert "rope_parameters" in rewritten
+    shape, again = shape_from_config(published, name), shape_from_config(rewritten, name)
+    assert dataclasses.replace(again, mtp_modules=shape.mtp_modules) == shape
 
 
 def test_unknown_and_incomplete_configs_are_refused():
     with pytest.raises(UserError, match="model_type 'mamba'"):
         shape_from_config({"model_type": "mamba"})
+    with pytest.raises(UserError, match="did you mean 'deepseek_v3'"):
+        shape_from_config({"model_type": "deepseek_v33"})
     with pytest.raises(UserError, match="kv_lora_rank"):
         shape_from_config({"model_type": "deepseek_v3", "vocab_size": 8})
     with pytest.raises(UserError, match="attention_bias"):

@@ -2,21 +2,21 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 import tyro
 
 from nautile.cli.flags import parse
-from nautile.cli.plan_source import Source, find_source
+from nautile.cli.plan_source import DEEPSEEK_67B, Source, find_source
 from nautile.cli.plan_tables import print_plan
 from nautile.core.errors import UserError
-from nautile.models.accounting.cache import CacheCost, cache_cost, grouped_cache_cost
+from nautile.models.accounting.cache import CacheCost, cache_cost, grouped_cache_cost, index_key_bits, index_key_cost
 from nautile.models.accounting.flops import decode_flops, mtp_train_flops, prefill_flops, train_flops
 from nautile.models.accounting.memory import inference_memory, training_memory
 from nautile.models.accounting.parameters import fp8_scales, mtp_parameters, parameters, published_fp8_numbers, total
-from nautile.models.accounting.published import DEEPSEEK_67B
 from nautile.models.accounting.shape import LatentAttention, Shape
+from nautile.models.presets import PRESETS
 
 EXAMPLES = ("nautile plan v3-671b", "nautile plan path/to/config.json --sequence-length 32768 --batch-size 8 --json")
 
@@ -30,7 +30,7 @@ class PlanArgs:
     """What to plan."""
 
     model: tyro.conf.Positional[str]
-    """A recipe, a preset, a published model (v2-236b, v2-lite, moe-16b, deepseek-67b), a config.json or its folder."""
+    """A preset, a recipe, a config.json, its folder, a run, or a Hub id such as deepseek-ai/DeepSeek-V3."""
     sequence_length: int | None = None
     """Tokens per sequence. Default: the recipe's, else the model's context up to 4096."""
     batch_size: int | None = None
@@ -45,7 +45,9 @@ class PlanArgs:
 
 def main(argv: Sequence[str]) -> int:
     """Read the shape, count, print."""
-    description = "Parameters, FLOPs, cache and memory of a model. Nothing is allocated."
+    description = (
+        f"Parameters, FLOPs, cache and memory of a model. Nothing is allocated.\n\npresets: {', '.join(PRESETS)}"
+    )
     args = parse(PlanArgs, None, argv, "nautile plan", description, EXAMPLES)
     report = plan(find_source(args.model), args)
     if args.json:
@@ -111,20 +113,23 @@ def _flops(shape: Shape, length: int) -> dict:
 def _caches(shape: Shape) -> list[dict]:
     """The model's own cache beside what other attentions would need, and beside the model that V2 replaced."""
     own, mha = cache_cost(shape), grouped_cache_cost(shape)
-    rows = [(own.name, own, 16)]
-    if isinstance(shape.attention, LatentAttention):
+    rows: list[tuple[str, CacheCost, float]] = [(own.name, own, 16)]
+    if keys := index_key_cost(shape):
+        rows.append((keys.name, keys, 16))
+        rows.append((f"{keys.name}, FP8 as in V3.2-Exp", keys, index_key_bits(shape)))
+    elif isinstance(shape.attention, LatentAttention):
         rows.append((f"{own.name}, 6 bits (V2 paper §3.2.3)", own, 6))
     if shape.heads > 8 and own.elements != grouped_cache_cost(shape, 8).elements:
         rows.append(("as GQA, 8 groups", grouped_cache_cost(shape, 8), 16))
     if own != mha:
         rows.append(("as MHA", mha, 16))
-    large = total(parameters(shape)).total >= LARGE and shape != DEEPSEEK_67B
+    large = total(parameters(shape)).total >= LARGE and replace(shape, name=DEEPSEEK_67B.name) != DEEPSEEK_67B
     if large:
         rows.append((DEEPSEEK_67B.name, cache_cost(DEEPSEEK_67B), 16))
     return [_cache_row(name, cost, bits, mha, large) for name, cost, bits in rows]
 
 
-def _cache_row(name: str, cost: CacheCost, bits: int, mha: CacheCost, large: bool) -> dict:
+def _cache_row(name: str, cost: CacheCost, bits: float, mha: CacheCost, large: bool) -> dict:
     size = cost.bytes(bits)
     row = {
         "name": name,

@@ -1,15 +1,18 @@
-"""Where a plan's shape comes from: a recipe, a preset, a published model, or a config.json."""
+"""Where a plan's shape comes from: a recipe, a preset, a config.json here, or one on the Hub."""
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from nautile.checkpoint.hub import download, remote_name
 from nautile.core.errors import UserError
 from nautile.core.nearest import suggestion
-from nautile.models.accounting.published import PUBLISHED
 from nautile.models.accounting.shape import Shape, shape_from_config
-from nautile.models.deepseek_v3.config import PRESETS
+from nautile.models.presets import PRESETS
 from nautile.train.recipe import load_recipe, shipped_recipes
+
+DEEPSEEK_67B = shape_from_config(PRESETS["deepseek-llm-67b"].to_hf(), "DeepSeek 67B")
+"""The dense predecessor against which the V2 paper states its savings."""
 
 
 @dataclass(frozen=True)
@@ -36,17 +39,17 @@ def find_source(word: str) -> Source:
         return _from_recipe(word)
     if word in PRESETS:
         return Source(shape_from_config(PRESETS[word].to_hf(), word), f"preset {word}")
-    if word in PUBLISHED:
-        return Source(PUBLISHED[word], f"published model {word}")
     for file in (path, path / "config.json", path / "model" / "config.json"):
         if file.is_file():
             return _from_json(file)
     if (path / "config.yaml").is_file():  # a run that has not exported its model yet
         return _from_recipe(str(path / "config.yaml"))
-    names = [*shipped_recipes(), *PRESETS, *PUBLISHED]
+    if remote := remote_name(word):
+        return _from_json(download(remote, weights=False) / "config.json", word)
+    names = [*shipped_recipes(), *PRESETS]
     raise UserError(
         f"nothing to plan is called {word!r}",
-        "it is no recipe, preset or published model, and no config.json lies there",
+        "it is no recipe and no preset, and no config.json lies there",
         suggestion(word, dict.fromkeys(names), "names"),
     )
 
@@ -58,7 +61,7 @@ def _from_recipe(word: str) -> Source:
     return Source(shape, f"recipe {word}", recipe.train.sequence_length, batch)
 
 
-def _from_json(file: Path) -> Source:
+def _from_json(file: Path, origin: str | None = None) -> Source:
     try:
         published = json.loads(file.read_text("utf-8"))
     except ValueError as error:
@@ -69,4 +72,4 @@ def _from_json(file: Path) -> Source:
         ) from error
     if not isinstance(published, dict):
         raise UserError(f"{file} holds no JSON object", "a config.json is one", "check the file")
-    return Source(shape_from_config(published, str(file)), str(file))
+    return Source(shape_from_config(published, origin or str(file)), origin or str(file))

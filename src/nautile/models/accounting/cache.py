@@ -31,6 +31,20 @@ def cache_cost(shape: Shape) -> CacheCost:
     return CacheCost("MLA and index keys" if index_key else "MLA", per_layer * shape.layers)
 
 
+INDEX_KEY_SCALE_BITS = 32
+"""V3.2 serves each index key in FP8 with one float32 scale (DeepSeek-V3.2-Exp, inference/model.py)."""
+
+
+def index_key_cost(shape: Shape) -> CacheCost | None:
+    """The part of the cache that the sparse attention's indexer reads: one key per layer; None without an indexer."""
+    return CacheCost("index keys alone", shape.indexer.head_dim * shape.layers) if shape.indexer else None
+
+
+def index_key_bits(shape: Shape) -> float:
+    """Bits an element of an index key takes in FP8, its share of the scale included: 8.25 for keys of 128."""
+    return 8 + INDEX_KEY_SCALE_BITS / shape.indexer.head_dim if shape.indexer else 0.0
+
+
 def grouped_cache_cost(shape: Shape, groups: int | None = None) -> CacheCost:
     """The cache that the same heads would need with keys and values per group; None: one group per head, MHA.
 

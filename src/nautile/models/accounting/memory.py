@@ -63,7 +63,7 @@ def activation_bytes_per_token(shape: Shape, sequence_length: int, *, bf16: bool
     count nothing.
     """
     blocks = shape.layers + shape.mtp_modules
-    moe_layers = shape.moe_layers + (shape.mtp_modules if shape.experts else 0)
+    moe_layers = shape.moe_layers + shape.mtp_moe_modules
     residual = shape.hidden * (2 * blocks + 1 + shape.mtp_modules)
     kept = blocks * (shape.hidden + _attention_activations(shape, sequence_length))
     kept += (blocks - moe_layers) * (shape.hidden + 3 * shape.dense_width) + moe_layers * _moe_activations(shape)

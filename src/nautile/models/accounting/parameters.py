@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from nautile.models.accounting.matrices import attention_matrices, attention_vectors, numel, swiglu_matrices
+from nautile.models.accounting.matrices import Matrix, attention_matrices, attention_vectors, numel, swiglu_matrices
 from nautile.models.accounting.shape import Experts, Shape
 
 
@@ -53,15 +53,15 @@ def mtp_parameters(shape: Shape) -> Part:
     """Parameters of the MTP modules, beside the embedding and head that they share (V3 paper §2.2)."""
     attention = numel(attention_matrices(shape)) + attention_vectors(shape)
     # Two norms of the layer, two of the inputs, one before the head; and the projection [h; embedding] → D.
-    own = 5 * shape.hidden + 2 * shape.hidden**2
-    if shape.experts:
-        feed_forward = _expert_parts(shape, shape.experts)
-    else:
-        dense = numel(swiglu_matrices(shape.hidden, shape.dense_width))
-        feed_forward = [Part("dense feed-forward", dense, dense)]
-    total = attention + own + sum(part.total for part in feed_forward)
-    active = attention + own + sum(part.active for part in feed_forward)
-    return Part("MTP modules", total * shape.mtp_modules, active * shape.mtp_modules)
+    own = attention + 5 * shape.hidden + 2 * shape.hidden**2
+    mixture = _expert_parts(shape, shape.experts) if shape.experts else []
+    moe, modules = shape.mtp_moe_modules, shape.mtp_modules
+    dense = numel(swiglu_matrices(shape.hidden, shape.dense_width)) * (modules - moe) + own * modules
+    return Part(
+        "MTP modules",
+        dense + moe * sum(part.total for part in mixture),
+        dense + moe * sum(part.active for part in mixture),
+    )
 
 
 def total(parts: Iterable[Part]) -> Part:
@@ -72,16 +72,19 @@ def total(parts: Iterable[Part]) -> Part:
 
 def fp8_scales(shape: Shape) -> int:
     """Block scales in an FP8 checkpoint: one per 128 × 128 block of every projection of every layer, MTP included."""
-    attention = sum(matrix.scales for matrix in attention_matrices(shape))
-    dense = sum(matrix.scales for matrix in swiglu_matrices(shape.hidden, shape.dense_width))
-    if shape.experts is None:
-        return (shape.layers + shape.mtp_modules) * (attention + dense)
+    layers, moe = shape.layers + shape.mtp_modules, shape.moe_layers + shape.mtp_moe_modules
+    attention = _scales(attention_matrices(shape))
+    dense = _scales(swiglu_matrices(shape.hidden, shape.dense_width))
     experts = shape.experts
-    routed = swiglu_matrices(shape.hidden, experts.width, experts.routed)
-    shared = swiglu_matrices(shape.hidden, experts.width * experts.shared)
-    moe = sum(matrix.scales for matrix in [*routed, *shared])
-    moe_layers = shape.moe_layers + shape.mtp_modules
-    return (shape.layers + shape.mtp_modules) * attention + shape.dense_layers * dense + moe_layers * moe
+    if experts is None:
+        return layers * (attention + dense)
+    routed = _scales(swiglu_matrices(shape.hidden, experts.width, experts.routed))
+    shared = _scales(swiglu_matrices(shape.hidden, experts.width * experts.shared))
+    return layers * attention + (layers - moe) * dense + moe * (routed + shared)
+
+
+def _scales(matrices: Iterable[Matrix]) -> int:
+    return sum(matrix.scales for matrix in matrices)
 
 
 def published_fp8_numbers(shape: Shape) -> int:

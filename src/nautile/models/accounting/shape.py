@@ -1,6 +1,6 @@
 """The shape of a decoder, read from any published config.json: what the accounting needs and nothing else.
 
-A shape is not a model: families that nautile does not build yet (Llama, Qwen2, DeepSeek-V3.2, ...) can be planned, too.
+A shape is not a model: other makers' families that nautile does not build (Mistral, Kimi K2) can be planned, too.
 Nothing here imports torch.
 """
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nautile.core.errors import UserError
+from nautile.core.nearest import nearest
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,8 @@ class Experts:
     """Layers at the bottom that keep a dense SwiGLU."""
     correction_bias: bool
     """The router has one correction bias per expert (auxiliary-loss-free balancing, V3 paper §2.1.2)."""
+    every: int = 1
+    """Above the dense layers, those whose index this divides have experts (`moe_layer_freq`)."""
 
 
 @dataclass(frozen=True)
@@ -105,15 +108,24 @@ class Shape:
         """The indexer of sparse attention, if there is one."""
         return self.attention.indexer if isinstance(self.attention, LatentAttention) else None
 
+    def has_experts(self, layer: int) -> bool:
+        """Whether the layer of this index is a mixture of experts; MTP modules count on from the decoder's layers."""
+        return self.experts is not None and layer >= self.experts.first_dense and layer % self.experts.every == 0
+
     @property
     def moe_layers(self) -> int:
         """Decoder layers with experts."""
-        return max(self.layers - self.experts.first_dense, 0) if self.experts else 0
+        return sum(map(self.has_experts, range(self.layers)))
 
     @property
     def dense_layers(self) -> int:
         """Decoder layers with a dense SwiGLU."""
         return self.layers - self.moe_layers
+
+    @property
+    def mtp_moe_modules(self) -> int:
+        """MTP modules whose block has experts: all of them in what DeepSeek publishes."""
+        return sum(map(self.has_experts, range(self.layers, self.layers + self.mtp_modules)))
 
 
 def shape_from_config(published: Mapping[str, Any], name: str = "model") -> Shape:
@@ -135,10 +147,12 @@ def shape_from_config(published: Mapping[str, Any], name: str = "model") -> Shap
             "the count depends on it",
             "check that the file is the model's complete config.json",
         ) from None
+    known = sorted(LATENT_TYPES | GROUPED_TYPES)
+    near = nearest(model_type, known)
     raise UserError(
         f"{name}: model_type {model_type!r} cannot be planned",
-        f"known shapes are {', '.join(sorted(LATENT_TYPES | GROUPED_TYPES))}",
-        "pass the config.json of the language model itself",
+        f"known shapes are {', '.join(known)}",
+        f"did you mean {near!r}?" if near else "pass the config.json of the language model itself",
     )
 
 
@@ -208,6 +222,7 @@ def _experts(published: Mapping[str, Any]) -> Experts | None:
         shared=published.get("n_shared_experts") or 0,
         per_token=published["num_experts_per_tok"],
         width=published["moe_intermediate_size"],
-        first_dense=published.get("first_k_dense_replace", 0),
+        first_dense=published.get("first_k_dense_replace") or 0,
         correction_bias=method == "noaux_tc",
+        every=published.get("moe_layer_freq") or 1,
     )
