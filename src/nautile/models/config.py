@@ -190,6 +190,13 @@ class GroupedHeads(DecoderConfig):
             "heads divide the hidden state evenly unless head_dim says otherwise",
         )
 
+    def to_hf(self) -> dict[str, Any]:
+        """The config.json of this model, without null where readers take it amiss."""
+        published = {**super().to_hf(), "num_key_value_heads": self.kv_heads}
+        if self.head_dim is None:
+            del published["head_dim"]
+        return published
+
 
 @dataclass(frozen=True, kw_only=True)
 class RoutedExperts(DecoderConfig):
