@@ -216,6 +216,7 @@ def qwen2(**changes: Any) -> Case:
 
 YARN_LITE = {**YARN, "mscale": 0.707, "mscale_all_dim": 0.707}
 VL2_FIELDS = {
+    **GROUPS,
     "scoring_func": "sigmoid",
     "topk_method": "noaux_tc",
     "norm_topk_prob": True,
