@@ -57,7 +57,7 @@ def test_unknown_key_says_file_and_line(tmp_path):
         ({"tokenizer.vocab_size": 1024}, "far below model.vocab_size"),
         ({"schedule.constant_until": 0.97}, "out of order"),
         ({"mtp.switch_at": 1.5}, "outside 0..1"),
-        ({"balance.alpha": -1e-4}, "negative"),
+        ({"model.aux_loss_alpha": -1e-4}, "aux_loss_alpha"),
         ({"optim.lr": 0.0}, "must be positive"),
         ({"optim.beta1": 1.5}, "optim.beta1 is 1.5"),
         ({"optim.beta1": -0.1}, "optim.beta1 is -0.1"),
@@ -115,4 +115,4 @@ def test_recipes_and_help_need_no_torch():
 def test_defaults_are_v3s():
     assert TrainConfig().precision == "auto"
     recipe = load_recipe("v3-nano")
-    assert (recipe.mtp.weight, recipe.mtp.final_weight, recipe.balance.alpha) == (0.3, 0.1, 1e-4)
+    assert (recipe.mtp.weight, recipe.mtp.final_weight, recipe.model.aux_loss_alpha) == (0.3, 0.1, 1e-4)

@@ -102,7 +102,7 @@ def accumulate_gradients(
                 state.model,
                 batch.tokens_BW.to(device),
                 settings.mtp_weight,
-                recipe.balance.alpha,
+                recipe.model.aux_loss_alpha,
                 cu_seqlens,
             )
         (losses.total / micro_batches).backward()

@@ -75,14 +75,12 @@ class MtpConfig:
 
 @dataclass(frozen=True)
 class BalanceConfig:
-    """What keeps the load of the experts even."""
+    """What keeps the load of the experts even, beside the balance loss, whose weight is `model.aux_loss_alpha`."""
 
     bias_speed: float = 0.001
     """γ: what an expert's selection bias gains or loses per step; 0 switches the bias update off."""
     bias_until: float = 0.966
     """γ is 0 after this fraction of train.steps (V3: 14.3 of 14.8 trillion tokens)."""
-    alpha: float = 1e-4
-    """Weight α of the sequence-wise balance loss."""
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ def rules(r: "PretrainRecipe") -> list[Rule]:
         "schedule.final": s.final,
         "schedule.decay_factor": s.decay_factor,
     }
-    weights = [r.optim.weight_decay, r.mtp.weight, r.mtp.final_weight, r.balance.bias_speed, r.balance.alpha]
+    weights = [r.optim.weight_decay, r.mtp.weight, r.mtp.final_weight, r.balance.bias_speed]
     return [
         *(
             (n > 0, f"{name} is {n}", "it counts something that must happen", "give at least 1")
