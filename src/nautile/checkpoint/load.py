@@ -55,11 +55,20 @@ def _like(old: nn.Parameter, dtype: torch.dtype, device: str | torch.device) -> 
 
 
 def load_into(model: nn.Module, checkpoint: Checkpoint, layout: Layout) -> None:
-    """Fill every parameter and buffer of `model`, converting dtypes and dequantising FP8 blocks.
+    """Check that `checkpoint` fits `model`, then fill it.
 
     Raises:
-        UserError: Tensors are missing, not expected, of another shape or not readable as numbers; nothing has been
-            copied then.
+        UserError: As `check_fit`; nothing has been copied then.
+    """
+    check_fit(model, checkpoint, layout)
+    fill(model, checkpoint, layout)
+
+
+def check_fit(model: nn.Module, checkpoint: Checkpoint, layout: Layout) -> None:
+    """Refuse a checkpoint that does not fill `model` exactly. The model may be on the meta device.
+
+    Raises:
+        UserError: Tensors are missing, not expected, of another shape, or not readable as numbers.
     """
     comparison = compare(model, checkpoint, layout)
     if not comparison.fits:
@@ -68,6 +77,10 @@ def load_into(model: nn.Module, checkpoint: Checkpoint, layout: Layout) -> None:
             "every tensor of the model must be there, in its shape, and nothing else",
             "check that config.json and the weights belong together",
         )
+
+
+def fill(model: nn.Module, checkpoint: Checkpoint, layout: Layout) -> None:
+    """Read every parameter and buffer of a `model` that fits, converting dtypes and dequantising FP8 blocks."""
     jobs = _jobs(targets(model, layout), checkpoint)
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         for _ in pool.map(lambda job: job.run(checkpoint), jobs):

@@ -19,8 +19,8 @@ from nautile.checkpoint.layout import Layout
 from nautile.checkpoint.shard import ShardWriter
 from nautile.core.atomic import atomic_write_text, disk_errors
 
-_SHARD = re.compile(r"\.?model-[\d-]+-of-\d+\.safetensors(\.partial)?")
-"""A shard, finished or not, of this model, an earlier one, or one whose saving was killed."""
+_STALE = re.compile(r"model-[\d-]+-of-\d+\.safetensors|\.model[-.].*\.partial")
+"""Shards, and what a process that was killed left unfinished."""
 
 
 def save_from(model: nn.Module, folder: Path, layout: Layout, max_shard_bytes: int = 5 * 10**9) -> None:
@@ -51,11 +51,11 @@ def save_from(model: nn.Module, folder: Path, layout: Layout, max_shard_bytes: i
     except BaseException:
         for writer in writers:
             writer.discard()
-        _remove(folder, set(files) - {SAFETENSORS.single})
+        _remove(folder, _not_in_use(folder, files))
         raise
     with disk_errors(folder / SAFETENSORS.single):
         (folder / (SAFETENSORS.single if len(files) > 1 else SAFETENSORS.index)).unlink(missing_ok=True)
-        _remove(folder, {path.name for path in folder.iterdir() if _SHARD.fullmatch(path.name)} - set(files))
+        _remove(folder, {path.name for path in folder.iterdir() if _STALE.fullmatch(path.name)} - set(files))
 
 
 def published_tensors(model: nn.Module, layout: Layout) -> dict[str, Tensor]:
@@ -93,6 +93,13 @@ def _file_names(folder: Path, count: int) -> list[str]:
     stems = itertools.chain(["model"], (f"model-{attempt}" for attempt in itertools.count(2)))
     candidates = ([f"{stem}-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)] for stem in stems)
     return next(files for files in candidates if not any((folder / file).exists() for file in files))
+
+
+def _not_in_use(folder: Path, files: list[str]) -> set[str]:
+    """New files that the folder's index does not name yet: it does if writing failed after its rename."""
+    index = folder / SAFETENSORS.index
+    text = index.read_text("utf-8", errors="replace") if index.is_file() else ""
+    return {file for file in files if file not in text} - {SAFETENSORS.single}
 
 
 def _remove(folder: Path, names: set[str]) -> None:

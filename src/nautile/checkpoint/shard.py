@@ -139,40 +139,53 @@ class ShardWriter:
         self.path = path
         self.tensors: dict[str, TensorInfo] = lay_out(tensors)
         self._partial = path.with_name(f".{path.name}.partial")
-        self._waiting = set(self.tensors)
+        self._waiting = {name: info.nbytes for name, info in self.tensors.items()}
         self._handle = -1
         header = encode(self.tensors, {"format": "pt"} if metadata is None else metadata)
         self._data = len(header)
-        with self._or_discard():
+        with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._handle = os.open(self._partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        with self._or_discard():
             self._put(memoryview(header), 0)
 
     def write(self, name: str, tensor: Tensor) -> None:
         """Write one announced tensor, from any device and memory layout; no more than a few MiB are copied."""
-        info = self.tensors[name]
-        if tensor.dtype != info.dtype or tuple(tensor.shape) != info.shape or name not in self._waiting:
-            raise ValueError(f"{name}: {tensor.dtype} {list(tensor.shape)} is not the announced {info}, or comes twice")
-        position = self._data + info.begin
-        source = tensor.detach()
+        if tuple(tensor.shape) != self.tensors[name].shape:
+            raise ValueError(f"{name}: {list(tensor.shape)} is not the announced {self.tensors[name]}")
+        self._write(name, 0, tensor)
+
+    def write_rows(self, name: str, start: int, rows: Tensor) -> None:
+        """Write rows of an announced tensor's first dimension, from row `start` on; every row comes once."""
+        shape = self.tensors[name].shape
+        if not shape or tuple(rows.shape[1:]) != shape[1:] or not 0 <= start <= shape[0] - len(rows):
+            raise ValueError(f"{name}: {list(rows.shape)} from row {start} is no part of the announced {list(shape)}")
+        self._write(name, start, rows)
+
+    def _write(self, name: str, start: int, tensor: Tensor) -> None:
+        info, source = self.tensors[name], tensor.detach()
+        if source.dtype != info.dtype or source.nbytes > self._waiting[name]:
+            raise ValueError(f"{name}: {source.dtype} is not the announced {info}, or comes twice")
+        if not source.numel():
+            return
+        position = self._data + info.begin + start * (info.nbytes // (info.shape[0] if info.shape else 1))
         with self._or_discard():
-            if not source.numel():
-                parts = []
-            elif source.device.type == "cpu" and source.is_contiguous():
+            if source.device.type == "cpu" and source.is_contiguous():
                 parts = [source]
             else:
                 rows = source if info.shape else source.unsqueeze(0)
-                parts = rows.split(max(1, SCRATCH * len(rows) // info.nbytes))
+                parts = rows.split(max(1, SCRATCH * len(rows) // source.nbytes))
             for part in parts:
                 self._put(memory(part.cpu().contiguous()), position)
-                position += part.numel() * part.element_size()
-        self._waiting.remove(name)
+                position += part.nbytes
+        self._waiting[name] -= source.nbytes
 
     def finish(self) -> None:
         """Flush all bytes to the disk; the file still has its temporary name."""
         with self._or_discard():
-            if self._waiting:
-                raise ValueError(f"{self.path}: announced, not written: {', '.join(sorted(self._waiting)[:5])}")
+            waiting = sorted(name for name, count in self._waiting.items() if count)
+            if waiting:
+                raise ValueError(f"{self.path}: announced, not written: {', '.join(waiting[:5])}")
             os.fsync(self._handle)
             self._close()
 

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from nautile.checkpoint.folder import load_into, locate, save_from
+from nautile.checkpoint.load import allocate, check_fit, fill
+from nautile.checkpoint.save import save_from
+from nautile.checkpoint.source import Checkpoint, open_checkpoint
 from nautile.core.atomic import atomic_write_text
 from nautile.core.errors import UserError
 from nautile.core.log import warn
@@ -23,6 +24,7 @@ def load_model(
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
     *,
+    allow_pickle: bool = False,
     experts: range | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> CausalLM:
@@ -32,6 +34,7 @@ def load_model(
         path: The folder.
         dtype: Weights are converted to it; None keeps float32. Correction biases stay float32 always.
         device: Where the weights go.
+        allow_pickle: Take pickled ``pytorch_model.bin`` files where there are no safetensors; tensors only.
         experts: The routed experts of every layer that this process holds; None for all. Such a model needs a
             `Dispatcher` that sends tokens to the others.
         overrides: Fields of config.json to replace, such as ``{"index_topk": 512}``.
@@ -40,29 +43,16 @@ def load_model(
         UserError: No such folder, an unknown family, or weights that do not fit config.json.
     """
     folder = model_folder(path)
-    config = without_absent_mtp(read_config(folder, overrides), folder)
-    with torch.device("meta"):
-        model = build_model(config, experts)
-    allocate(model, dtype or torch.float32, device)
-    load_into(model, folder, layout_of(config, experts))
+    config = read_config(folder, overrides)
+    with open_checkpoint(folder, allow_pickle) as checkpoint:
+        config = without_absent_mtp(config, checkpoint)
+        with torch.device("meta"):
+            model = build_model(config, experts)
+        layout = layout_of(config, experts)
+        check_fit(model, checkpoint, layout)
+        allocate(model, dtype or torch.float32, device)
+        fill(model, checkpoint, layout)
     return model.eval()
-
-
-def allocate(model: CausalLM, dtype: torch.dtype, device: str | torch.device) -> None:
-    """Give a model built on the meta device memory, uninitialised, in place.
-
-    Parameters get `dtype`, but those marked ``keep_float32`` stay float32, as do all buffers.
-    """
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            wide = getattr(parameter, "keep_float32", False)
-            empty = nn.Parameter(torch.empty_like(parameter, dtype=torch.float32 if wide else dtype, device=device))
-            setattr(empty, "keep_float32", wide)  # noqa: B010 (an attribute of ours on torch's class)
-            setattr(module, name, empty)
-        for name, buffer in module.named_buffers(recurse=False):
-            setattr(module, name, torch.empty_like(buffer, device=device))
-    if model.config.tie_word_embeddings:
-        model.lm_head.weight = model.model.embed_tokens.weight
 
 
 def save_model(model: CausalLM, folder: str | Path) -> None:
@@ -89,6 +79,12 @@ def model_folder(path: str | Path) -> Path:
     for folder in (path, path / "model"):
         if (folder / "config.json").is_file():
             return folder
+    if path.is_file():
+        raise UserError(
+            f"{path}: a file, not a folder",
+            "a model is a folder with config.json and all files of its weights",
+            f"name its folder: {path.parent}",
+        )
     raise UserError(
         f"{path}: no config.json there" if path.exists() else f"{path}: no such folder",
         "a model is a folder with config.json and safetensors, or a finished run",
@@ -96,13 +92,13 @@ def model_folder(path: str | Path) -> Path:
     )
 
 
-def without_absent_mtp(config: DecoderConfig, folder: Path) -> DecoderConfig:
+def without_absent_mtp(config: DecoderConfig, checkpoint: Checkpoint) -> DecoderConfig:
     """The configuration that the weights can fill: files saved by transformers promise MTP modules they do not hold."""
     if not isinstance(config, MultiTokenPrediction) or config.num_nextn_predict_layers == 0:
         return config
     prefix = f"model.layers.{config.num_hidden_layers}."
-    if any(name.startswith(prefix) for name in locate(folder)):
+    if any(name.startswith(prefix) for name in checkpoint.infos):
         return config
     promised = config.num_nextn_predict_layers
-    warn(f"{folder}: config.json says {promised} MTP module(s), the weights hold none; loading without")
+    warn(f"{checkpoint.folder}: config.json says {promised} MTP module(s), the weights hold none; loading without")
     return replace(config, num_nextn_predict_layers=0)

@@ -1,0 +1,278 @@
+"""Models survive their folder; saving over an earlier one leaves a whole model whenever it stops."""
+
+import json
+import os
+import resource
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+import nautile
+from nautile.checkpoint import save as save_module
+from nautile.checkpoint.compare import Comparison, compare
+from nautile.checkpoint.index import SAFETENSORS
+from nautile.checkpoint.layout import Layout
+from nautile.checkpoint.load import allocate, load_into
+from nautile.checkpoint.save import save_from
+from nautile.checkpoint.source import open_checkpoint
+from nautile.core.errors import DiskFullError, NautileError, UserError
+from nautile.models.deepseek_v3.checkpoint import layout
+from nautile.models.deepseek_v3.config import V3_NANO
+from nautile.models.deepseek_v3.model import DeepseekV3ForCausalLM
+
+SINGLE, INDEX = SAFETENSORS.single, SAFETENSORS.index
+SMALL = 300_000
+
+
+def made(seed: int = 0, config=V3_NANO) -> DeepseekV3ForCausalLM:
+    model = DeepseekV3ForCausalLM(config)
+    model.init_weights(torch.Generator().manual_seed(seed))
+    return model
+
+
+def read(folder: Path, config=V3_NANO) -> DeepseekV3ForCausalLM:
+    twin = DeepseekV3ForCausalLM(config)
+    with open_checkpoint(folder) as checkpoint:
+        load_into(twin, checkpoint, layout(config))
+    return twin
+
+
+def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+@pytest.fixture
+def model() -> DeepseekV3ForCausalLM:
+    return made()
+
+
+def test_shards_and_index_hold_the_same_weights(model: DeepseekV3ForCausalLM, tmp_path: Path) -> None:
+    save_from(model, tmp_path, layout(V3_NANO), max_shard_bytes=SMALL)
+    index = json.loads((tmp_path / INDEX).read_text())
+    files = set(index["weight_map"].values())
+    assert len(files) > 3 and all((tmp_path / file).stat().st_size < 400_000 for file in files)
+    assert names(tmp_path) == files | {INDEX}
+    stored = {}
+    for file in files:
+        with safe_open(tmp_path / file, "pt") as shard:
+            stored |= {name: shard.get_tensor(name) for name in shard.keys()}  # noqa: SIM118 (not a dict)
+            assert shard.metadata() == {"format": "pt"}
+    assert stored.keys() == index["weight_map"].keys()
+    assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in stored.values())
+    assert same(read(tmp_path), model)
+
+
+def test_a_tied_head_is_written_once_and_tied_again(tmp_path: Path) -> None:
+    """With an MTP module, whose copy of the head is the embedding, too."""
+    model = made(config=replace(V3_NANO, tie_word_embeddings=True))
+    nautile.save(model, tmp_path)
+    with open_checkpoint(tmp_path) as checkpoint:
+        assert "lm_head.weight" not in checkpoint.infos
+        head = checkpoint.stored(f"model.layers.{V3_NANO.num_hidden_layers}.shared_head.head.weight")
+    assert torch.equal(head, model.model.embed_tokens.weight)
+    twin = nautile.load(tmp_path)
+    assert twin.lm_head.weight is twin.model.embed_tokens.weight
+    assert same(twin, model)
+
+
+def test_a_tied_head_that_a_file_repeats_is_not_unexpected(tmp_path: Path) -> None:
+    tied = replace(V3_NANO, tie_word_embeddings=True)
+    save_from(made(), tmp_path, layout(V3_NANO))
+    with open_checkpoint(tmp_path) as checkpoint:
+        assert "lm_head.weight" in checkpoint.infos
+    assert torch.equal(read(tmp_path, tied).lm_head.weight, made().model.embed_tokens.weight)
+
+
+@pytest.mark.parametrize("sizes", [(SMALL, 10**9), (10**9, SMALL), (SMALL, SMALL), (10**9, 10**9), (SMALL,) * 3])
+def test_saving_over_an_earlier_model_leaves_only_the_new_one(sizes: tuple[int, ...], tmp_path: Path) -> None:
+    for seed, size in enumerate(sizes):
+        model = made(seed)
+        save_from(model, tmp_path, layout(V3_NANO), max_shard_bytes=size)
+    assert same(read(tmp_path), model)
+    if sizes[-1] == SMALL:
+        files = set(json.loads((tmp_path / INDEX).read_text())["weight_map"].values())
+        assert names(tmp_path) == files | {INDEX}
+    else:
+        assert names(tmp_path) == {SINGLE}
+
+
+@pytest.mark.parametrize("old", [SMALL, 10**9])
+@pytest.mark.parametrize("new", [SMALL, 10**9])
+def test_wherever_saving_is_killed_the_folder_holds_one_whole_model(old, new, tmp_path, monkeypatch) -> None:
+    """Every rename and every removal of a file is in turn the one before which the process dies."""
+    before, after = made(1), made(2)
+
+    class Killed(BaseException):
+        pass
+
+    def killing(step: int, counter: list[int]):
+        def wrap(original):
+            def call(*arguments, **keywords):
+                counter[0] += 1
+                if counter[0] >= step:
+                    raise Killed  # and nothing is cleaned up afterwards: later calls die, too
+                return original(*arguments, **keywords)
+
+            return call
+
+        return wrap
+
+    seen = set()
+    for step in range(1, 200):
+        folder = tmp_path / str(step)
+        save_from(before, folder, layout(V3_NANO), max_shard_bytes=old)
+        counter = [0]
+        with monkeypatch.context() as patch:
+            wrap = killing(step, counter)
+            patch.setattr(Path, "replace", wrap(Path.replace))
+            patch.setattr(Path, "unlink", wrap(Path.unlink))
+            try:
+                save_from(after, folder, layout(V3_NANO), max_shard_bytes=new)
+                died = False
+            except Killed:
+                died = True
+        found = read(folder)
+        assert same(found, before) or same(found, after)
+        seen.add(same(found, after))
+        save_from(after, folder, layout(V3_NANO), max_shard_bytes=new)
+        assert same(read(folder), after) and not any(name.endswith(".partial") for name in names(folder))
+        if not died:
+            break
+    else:
+        raise AssertionError("saving never ended")
+    assert seen == {False, True}
+
+
+@pytest.mark.parametrize("old", [SMALL, 10**9])
+@pytest.mark.parametrize("new", [SMALL, 10**9])
+def test_a_disk_that_fills_leaves_the_earlier_model_and_nothing_else(old: int, new: int, tmp_path: Path) -> None:
+    before = made(1)
+    save_from(before, tmp_path, layout(V3_NANO), max_shard_bytes=old)
+    held = {name: (tmp_path / name).read_bytes() for name in names(tmp_path)}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (SMALL // 2, limits[1]))  # larger files fail as on a full disk
+    try:
+        with pytest.raises(DiskFullError, match="free some space"):
+            save_from(made(2), tmp_path, layout(V3_NANO), max_shard_bytes=new)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert {name: (tmp_path / name).read_bytes() for name in names(tmp_path)} == held
+
+
+def test_a_full_disk_met_when_flushing_is_told_too(model, tmp_path: Path, monkeypatch) -> None:
+    def full(handle: int) -> None:
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DiskFullError):
+        save_from(model, tmp_path, layout(V3_NANO), max_shard_bytes=SMALL)
+    assert names(tmp_path) == set()
+
+
+def test_a_folder_that_cannot_be_written_is_a_failure_with_a_cure(model: DeepseekV3ForCausalLM) -> None:
+    with pytest.raises(NautileError, match="check or change that path"):
+        save_from(model, Path("/dev/full"), layout(V3_NANO))
+
+
+def test_sharding_keeps_the_order_and_the_limit() -> None:
+    sizes = {"a": 4, "b": 5, "c": 20, "d": 1, "e": 9}
+    assert save_module.split_shards(sizes, 10) == [["a", "b"], ["c"], ["d", "e"]]
+
+
+def test_a_wrong_shape_is_named_before_anything_is_allocated(model, tmp_path: Path, monkeypatch) -> None:
+    nautile.save(model, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "kv_lora_rank": 40}))
+    monkeypatch.setattr("nautile.models.io.allocate", lambda *_: pytest.fail("memory was allocated"))
+    with pytest.raises(UserError, match=r"kv_a_layernorm.weight is \[32\], not \[40\]"):
+        nautile.load(tmp_path)
+
+
+def test_missing_and_unexpected_tensors_are_listed(model: DeepseekV3ForCausalLM, tmp_path: Path) -> None:
+    nautile.save(model, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "q_lora_rank": None}))
+    with pytest.raises(UserError) as caught:
+        nautile.load(tmp_path)
+    assert "missing:\n    model.layers.0.self_attn.q_proj.weight" in str(caught.value)
+    assert "unexpected:\n    model.layers.0.self_attn.q_a_layernorm.weight" in str(caught.value)
+
+
+def test_an_unknown_family_is_named_with_the_nearest(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "deepseek_v33"}))
+    with pytest.raises(UserError, match="did you mean 'deepseek_v3'"):
+        nautile.load(tmp_path)
+
+
+def test_a_single_file_is_answered_with_its_folder(model: DeepseekV3ForCausalLM, tmp_path: Path) -> None:
+    nautile.save(model, tmp_path)
+    with pytest.raises(UserError, match=f"name its folder: {tmp_path}"):
+        nautile.load(tmp_path / SINGLE)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_weights_are_converted_while_the_bias_stays_float32(model, dtype: torch.dtype, tmp_path: Path) -> None:
+    nautile.save(model, tmp_path)
+    loaded = nautile.load(tmp_path, dtype)
+    bias = loaded.model.layers[1].mlp.gate.e_score_correction_bias
+    assert bias.dtype == torch.float32
+    for name, tensor in model.state_dict().items():
+        got = loaded.state_dict()[name]
+        assert got.dtype == (torch.float32 if name.endswith("e_score_correction_bias") else dtype)
+        assert torch.equal(got, tensor.to(got.dtype))
+
+
+def test_a_parameter_can_ask_to_stay_float32() -> None:
+    with torch.device("meta"):
+        module = torch.nn.Linear(3, 2)
+        tied = torch.nn.Sequential(module, torch.nn.Linear(3, 2))
+        tied[1].weight = module.weight
+    module.bias.keep_float32 = True
+    allocate(tied, torch.bfloat16)
+    assert (module.weight.dtype, module.bias.dtype) == (torch.bfloat16, torch.float32)
+    assert tied[1].weight is module.weight and module.bias.keep_float32 and not module.weight.is_meta
+
+
+def test_large_weights_are_filled_in_portions(tmp_path: Path, monkeypatch) -> None:
+    """Portions that neither end with the rows nor with a block; a dtype that needs converting; a column slice."""
+    monkeypatch.setattr("nautile.checkpoint.load._JOB", 1000)
+    monkeypatch.setattr("nautile.checkpoint.shard.SCRATCH", 700)
+    for dtype in (torch.float32, torch.bfloat16):
+        source = made(5)
+        save_from(source, tmp_path, layout(V3_NANO))
+        twin = made(6).to(dtype)
+        with open_checkpoint(tmp_path) as checkpoint:
+            load_into(twin, checkpoint, layout(V3_NANO))
+        assert same(twin, source.to(dtype))
+
+
+def test_integers_where_numbers_are_needed_are_a_wrong_dtype(tmp_path: Path) -> None:
+    model = torch.nn.Linear(3, 2)
+    save_from(model, tmp_path, Layout())
+    assert _compared(model, tmp_path).fits
+    with torch.no_grad():
+        integers = torch.nn.Linear(3, 2)
+        integers.weight = torch.nn.Parameter(torch.ones(2, 3, dtype=torch.int64), requires_grad=False)
+    save_from(integers, tmp_path, Layout())
+    comparison = _compared(model, tmp_path)
+    assert comparison.wrong_dtype == ["weight is int64, not a floating dtype that can be read"]
+    assert "wrong dtype:\n    weight is int64" in comparison.report()
+
+
+def _compared(model: torch.nn.Module, folder: Path) -> Comparison:
+    with open_checkpoint(folder) as checkpoint:
+        return compare(model, checkpoint, Layout())
+
+
+def test_a_report_is_short_unless_asked_for_all() -> None:
+    comparison = Comparison(missing=[f"t{i}" for i in range(7)], wrong_shape=["a is [1], not [2]"])
+    assert not comparison.fits and Comparison().fits and Comparison().report() == ""
+    assert comparison.report().splitlines()[-3:] == ["    … and 2 more", "  wrong shape:", "    a is [1], not [2]"]
+    assert "    t6" in comparison.report(most=None)
