@@ -4,6 +4,7 @@ FAMILIES: dict[str, tuple[str, str]] = {
     "deepseek": ("nautile.models.deepseek_moe", "Deepseek"),
     "deepseek_v2": ("nautile.models.deepseek_v2", "DeepseekV2"),
     "deepseek_v3": ("nautile.models.deepseek_v3", "DeepseekV3"),
+    "deepseek_v32": ("nautile.models.deepseek_v32", "DeepseekV32"),
     "llama": ("nautile.models.llama", "Llama"),
     "qwen2": ("nautile.models.qwen2", "Qwen2"),
 }

@@ -87,13 +87,24 @@ class MLA(Attention):
 
     def project(self, x_BSD: Tensor, ctx: ForwardContext) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Queries [B,S,H,N] and [B,S,H,R], latent [B,S,C] and shared key [B,S,R]; rotated and normalised."""
-        q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x_BSD))) if self.has_q_latent else self.q_proj(x_BSD)
+        angles = self.rope.cos_sin(ctx.positions_BS)
+        return *self.queries(self.query_source(x_BSD), angles), *self.latents(x_BSD, angles)
+
+    def query_source(self, x_BSD: Tensor) -> Tensor:
+        """What queries are projected from: the normalised query latent, or x itself in a model without one."""
+        return self.q_a_layernorm(self.q_a_proj(x_BSD)) if self.has_q_latent else x_BSD
+
+    def queries(self, source_BSL: Tensor, angles: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """[B,S,H,N] and, rotated, [B,S,H,R] from `query_source`."""
+        q = self.q_b_proj(source_BSL) if self.has_q_latent else self.q_proj(source_BSL)
         q_nope_BSHN, q_rope_BSHR = q.unflatten(-1, (self.n_heads, -1)).split([self.nope_dim, self.rope_dim], dim=-1)
+        return q_nope_BSHN, ops.rotate_interleaved(q_rope_BSHR, *angles)
+
+    def latents(self, x_BSD: Tensor, angles: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Normalised latent [B,S,C] and rotated shared key [B,S,R]: what the cache holds."""
         c_BSC, k_rope_BSR = self.kv_a_proj_with_mqa(x_BSD).split([self.kv_lora_rank, self.rope_dim], dim=-1)
-        cos, sin = self.rope.cos_sin(ctx.positions_BS)
-        q_rope_BSHR = ops.rotate_interleaved(q_rope_BSHR, cos, sin)
-        k_rope_BSR = ops.rotate_interleaved(k_rope_BSR[:, :, None], cos, sin)[:, :, 0]
-        return q_nope_BSHN, q_rope_BSHR, self.kv_a_layernorm(c_BSC), k_rope_BSR
+        k_rope_BSR = ops.rotate_interleaved(k_rope_BSR[:, :, None], *angles)[:, :, 0]
+        return self.kv_a_layernorm(c_BSC), k_rope_BSR
 
     def attend_expanded(
         self,
@@ -104,19 +115,25 @@ class MLA(Attention):
         document_ids_BS: Tensor | None = None,
     ) -> Tensor:
         """Causal attention of whole sequences, [B, S, H, V]; never across documents if ids are given."""
+        q_BSHQ, k_BSHQ, v_BSHV = self.expand(q_nope_BSHN, q_rope_BSHR, c_BSC, k_rope_BSR)
+        return ops.causal_attention(q_BSHQ, k_BSHQ, v_BSHV, self.scale, document_ids_BS)
+
+    def expand(
+        self, q_nope_BSHN: Tensor, q_rope_BSHR: Tensor, c_BSC: Tensor, k_rope_BSR: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries and keys [B, S, H, N + R] and values [B, S, H, V] of every head."""
         kv_BSHX = self.kv_b_proj(c_BSC).unflatten(-1, (self.n_heads, -1))
         k_nope_BSHN, v_BSHV = kv_BSHX.split([self.nope_dim, self.v_dim], dim=-1)
         k_rope_BSHR = k_rope_BSR[:, :, None].expand(-1, -1, self.n_heads, -1)
         q_BSHQ = torch.cat([q_nope_BSHN, q_rope_BSHR], dim=-1)
         k_BSHQ = torch.cat([k_nope_BSHN, k_rope_BSHR.to(k_nope_BSHN.dtype)], dim=-1)
-        return ops.causal_attention(q_BSHQ, k_BSHQ, v_BSHV, self.scale, document_ids_BS)
+        return q_BSHQ, k_BSHQ, v_BSHV
 
     def attend_absorbed(
         self, q_nope_BSHN: Tensor, q_rope_BSHR: Tensor, c_BTC: Tensor, k_rope_BTR: Tensor, seen_BST: Tensor
     ) -> Tensor:
         """Attention over latents, [B, S, H, V]; `seen_BST` is True where a query may look."""
-        W_HXC = self.kv_b_proj.weight.unflatten(0, (self.n_heads, -1))
-        W_uk_HNC, W_uv_HVC = W_HXC.split([self.nope_dim, self.v_dim], dim=1)
+        W_uk_HNC, W_uv_HVC = self.up_projections()
         q_BSHC = torch.einsum("bshn,hnc->bshc", q_nope_BSHN, W_uk_HNC)
         scores_BSHT = torch.einsum("bshc,btc->bsht", q_BSHC, c_BTC)
         scores_BSHT = (scores_BSHT + torch.einsum("bshr,btr->bsht", q_rope_BSHR, k_rope_BTR)) * self.scale
@@ -124,6 +141,12 @@ class MLA(Attention):
         p_BSHT = scores_BSHT.softmax(dim=-1, dtype=torch.promote_types(scores_BSHT.dtype, torch.float32))
         o_BSHC = torch.einsum("bsht,btc->bshc", p_BSHT.to(c_BTC.dtype), c_BTC)
         return torch.einsum("bshc,hvc->bshv", o_BSHC, W_uv_HVC)
+
+    def up_projections(self) -> tuple[Tensor, Tensor]:
+        """W_UK [H, N, C] and W_UV [H, V, C], the two halves of `kv_b_proj`."""
+        W_HXC = self.kv_b_proj.weight.unflatten(0, (self.n_heads, -1))
+        W_uk_HNC, W_uv_HVC = W_HXC.split([self.nope_dim, self.v_dim], dim=1)
+        return W_uk_HNC, W_uv_HVC
 
     def cache_spec(self) -> CacheSpec:
         """C + R numbers per token, for all heads together (V2 §2.1.4)."""

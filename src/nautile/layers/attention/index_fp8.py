@@ -1,0 +1,45 @@
+"""What the indexer's queries and keys lose when they are multiplied in FP8, as DeepSeek's V3.2-Exp code does it.
+
+Each head vector is rotated by a Hadamard matrix, so that no dimension stands out, and then rounded with one scale:
+
+    x ← H x · I^−½,   s = 2^⌈log2(max(amax|x|, 1e−4) / 448)⌉,   x ← s · float32(e4m3(clamp(x / s, ±448)))
+
+with H in Sylvester order. H is orthogonal, so without the rounding q·k is what it was. Scales are powers of two
+(``ue8m0``), so the rounded vectors are exact in bfloat16, and multiplying them is multiplying the FP8 numbers.
+"""
+
+import torch
+from torch import Tensor
+
+LARGEST = 448.0
+"""Largest finite float8_e4m3fn."""
+SMALLEST_AMAX = 1e-4
+"""Vectors smaller than that keep the scale of one that large."""
+
+
+def hadamard(x: Tensor) -> Tensor:
+    """H x · I^−½ over the last dimension, I a power of two, in the dtype of x.
+
+    H_1 = (1), H_2n = [[H_n, H_n], [H_n, −H_n]]: log2 I sweeps of sums and differences instead of a product.
+    """
+    width = x.shape[-1]
+    y, half = x, 1
+    while half < width:
+        first, second = y.unflatten(-1, (-1, 2, half)).unbind(-2)
+        y = torch.stack([first + second, first - second], dim=-2).flatten(-3)
+        half *= 2
+    return y * width**-0.5
+
+
+def fp8_rounded(x: Tensor) -> Tensor:
+    """Each vector of the last dimension rounded to e4m3 under one power-of-two scale; same dtype and shape."""
+    wide = x.float()
+    amax = wide.abs().amax(-1, keepdim=True).clamp(min=SMALLEST_AMAX)
+    fraction, exponent = torch.frexp(amax * (1.0 / LARGEST))  # fraction · 2^exponent with fraction in [½, 1)
+    scale = torch.ldexp(torch.ones_like(amax), exponent - (fraction == 0.5).int())
+    return ((wide / scale).clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn).float() * scale).to(x.dtype)
+
+
+def as_stored_in_fp8(x: Tensor) -> Tensor:
+    """Rotation, then rounding."""
+    return fp8_rounded(hadamard(x))

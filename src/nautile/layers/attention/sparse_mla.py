@@ -1,0 +1,114 @@
+"""DeepSeek sparse attention: latent attention over the tokens that an indexer selects (DeepSeek-V3.2-Exp §2.1).
+
+    o_s = MLA over { t ≤ s : t among the top-k of I_s }
+
+The same selection is used in two forms that give the same numbers. Where keys and values of all tokens are computed
+anyway (training, reading a prompt from its start) it is a mask over the expanded form. Over a cache the selected
+latents are gathered and attended in the absorbed form: a step reads K latents however long the sequence is, and of the
+rest only one index key each.
+
+B sequences, S queries, T cached tokens, D model, H heads, N nope, R rope, V value, C latent, K selected.
+"""
+
+import torch
+from torch import Tensor
+
+from nautile import ops
+from nautile.core.context import CacheSpec, ForwardContext
+from nautile.layers.attention.indexer import Indexer
+from nautile.layers.attention.mla import MLA
+from nautile.layers.rope import Rope
+
+
+class SparseMLA(MLA):
+    """Latent attention with an indexer in front, as `self_attn.indexer.*` in the published tensors.
+
+    While a sequence has no more tokens than the indexer selects, all are read and no scores are computed.
+
+    Args:
+        layer: As in `MLA`, with all that follow; there is always a query latent, which the indexer shares.
+        indexer: Selects the tokens.
+    """
+
+    def __init__(
+        self,
+        layer: int,
+        dim: int,
+        n_heads: int,
+        *,
+        q_lora_rank: int,
+        kv_lora_rank: int,
+        nope_dim: int,
+        rope_dim: int,
+        v_dim: int,
+        rope: Rope,
+        indexer: Indexer,
+    ) -> None:
+        super().__init__(
+            layer,
+            dim,
+            n_heads,
+            q_lora_rank=q_lora_rank,
+            kv_lora_rank=kv_lora_rank,
+            nope_dim=nope_dim,
+            rope_dim=rope_dim,
+            v_dim=v_dim,
+            rope=rope,
+        )
+        self.indexer = indexer
+
+    def forward(self, x_BSD: Tensor, ctx: ForwardContext) -> Tensor:
+        """[B, S, D] → [B, S, D]; gathered over past tokens in the cache, masked where there are none."""
+        angles = self.rope.cos_sin(ctx.positions_BS)
+        c_q_BSL = self.query_source(x_BSD)
+        queries = self.queries(c_q_BSL, angles)
+        c_BSC, k_rope_BSR = self.latents(x_BSD, angles)
+        rows = {}
+        if ctx.cache is not None:
+            keys_BSI = self.indexer.keys(x_BSD, angles)
+            rows = ctx.cache.update(self.layer, ctx.positions_BS, c_kv=c_BSC, k_rope=k_rope_BSR, k_index=keys_BSI)
+        if ctx.cache is None or ctx.from_start:
+            S = x_BSD.shape[1]
+            if self.indexer.topk >= S:
+                o_BSHV = self.attend_expanded(*queries, c_BSC, k_rope_BSR, ctx.document_ids_BS())
+            else:
+                keys_BSI = rows["k_index"][:, :S] if rows else self.indexer.keys(x_BSD, angles)
+                selected_BSS = self.indexer.mask(x_BSD, c_q_BSL, keys_BSI, angles, causal(ctx))
+                o_BSHV = self.attend_selected(*queries, c_BSC, k_rope_BSR, selected_BSS)
+        else:
+            c_BTC, k_rope_BTR, keys_BTI = rows["c_kv"], rows["k_rope"], rows["k_index"]
+            seen_BST = torch.arange(c_BTC.shape[1], device=x_BSD.device) <= ctx.positions_BS[..., None]
+            if c_BTC.shape[1] <= self.indexer.topk:
+                o_BSHV = self.attend_absorbed(*queries, c_BTC, k_rope_BTR, seen_BST)
+            else:
+                rows_BSK = self.indexer.rows(x_BSD, c_q_BSL, keys_BTI, angles, seen_BST)
+                o_BSHV = self.attend_gathered(*queries, c_BTC, k_rope_BTR, rows_BSK)
+        return self.o_proj(o_BSHV.flatten(2))
+
+    def attend_selected(
+        self, q_nope_BSHN: Tensor, q_rope_BSHR: Tensor, c_BSC: Tensor, k_rope_BSR: Tensor, selected_BSS: Tensor
+    ) -> Tensor:
+        """Expanded form over whole sequences, [B, S, H, V]; `selected_BSS` is True where a query reads."""
+        q_BSHQ, k_BSHQ, v_BSHV = self.expand(q_nope_BSHN, q_rope_BSHR, c_BSC, k_rope_BSR)
+        return ops.selected_attention(q_BSHQ, k_BSHQ, v_BSHV, selected_BSS, self.scale)
+
+    def attend_gathered(
+        self, q_nope_BSHN: Tensor, q_rope_BSHR: Tensor, c_BTC: Tensor, k_rope_BTR: Tensor, rows_BSK: Tensor
+    ) -> Tensor:
+        """Absorbed form over the rows that each query selected, [B, S, H, V]."""
+        W_uk_HNC, W_uv_HVC = self.up_projections()
+        q_BSHC = torch.einsum("bshn,hnc->bshc", q_nope_BSHN, W_uk_HNC)
+        o_BSHC = ops.sparse_attention(q_BSHC, q_rope_BSHR, c_BTC, k_rope_BTR, rows_BSK, self.scale)
+        return torch.einsum("bshc,hvc->bshv", o_BSHC, W_uv_HVC)
+
+    def cache_spec(self) -> CacheSpec:
+        """The latent cache, and one index key per token."""
+        return CacheSpec(paged={**super().cache_spec().paged, "k_index": (self.indexer.head_dim,)})
+
+
+def causal(ctx: ForwardContext) -> Tensor:
+    """Boolean [B, S, S]: earlier positions and itself, of the same document if there are documents."""
+    B, S = ctx.tokens_BS.shape
+    seen_BSS = torch.ones(S, S, dtype=torch.bool, device=ctx.tokens_BS.device).tril().expand(B, S, S)
+    ids_BS = ctx.document_ids_BS()
+    return seen_BSS if ids_BS is None else seen_BSS & (ids_BS[:, :, None] == ids_BS[:, None, :])
