@@ -117,3 +117,23 @@ def test_balance_loss_only_in_training() -> None:
     gate, x = router(), torch.zeros(1, 3, 10)
     assert gate.train()(x).balance_loss is not None
     assert gate.eval()(x).balance_loss is None
+
+
+def test_the_balance_loss_looks_at_sequences_or_at_the_batch() -> None:
+    """`seq_aux`: two sequences that each use half of the experts balance each other only in the batch."""
+    x = torch.eye(4).repeat_interleave(5, 0).view(2, 10, 4) * 30
+    losses = []
+    for sequence_balance in (True, False):
+        gate = Router(
+            4,
+            4,
+            1,
+            scoring_func="softmax",
+            method="greedy",
+            normalise=False,
+            scaling_factor=1.0,
+            sequence_balance=sequence_balance,
+        )
+        torch.nn.init.eye_(gate.weight)
+        losses.append(float(gate.train()(x).balance_loss.detach()))
+    assert losses == pytest.approx([2.0, 1.0], abs=1e-4)
