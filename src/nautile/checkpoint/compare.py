@@ -51,8 +51,8 @@ def compare(model: nn.Module, checkpoint: Checkpoint, layout: Layout) -> Compari
         layout: Where the model's parameters lie in such folders.
     """
     needed = targets(model, layout)
-    held = checkpoint.weight_names()
-    dropped = {name: reason for name in held if (reason := _drop_reason(name, needed, layout, tied_names(model)))}
+    held, tied = checkpoint.weight_names(), tied_names(model)
+    dropped = {name: reason for name in held if (reason := _drop_reason(name, needed, layout, tied))}
     both = [name for name in needed if name in checkpoint.infos]
     return Comparison(
         missing=sorted(name for name in needed if name not in checkpoint.infos),
