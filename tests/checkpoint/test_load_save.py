@@ -221,8 +221,7 @@ def test_a_single_file_is_answered_with_its_folder(model: DeepseekV3ForCausalLM,
 def test_weights_are_converted_while_the_bias_stays_float32(model, dtype: torch.dtype, tmp_path: Path) -> None:
     nautile.save(model, tmp_path)
     loaded = nautile.load(tmp_path, dtype)
-    bias = loaded.model.layers[1].mlp.gate.e_score_correction_bias
-    assert bias.dtype == torch.float32
+    assert "model.layers.1.mlp.gate.e_score_correction_bias" in model.state_dict()
     for name, tensor in model.state_dict().items():
         got = loaded.state_dict()[name]
         assert got.dtype == (torch.float32 if name.endswith("e_score_correction_bias") else dtype)
@@ -234,10 +233,10 @@ def test_a_parameter_can_ask_to_stay_float32() -> None:
         module = torch.nn.Linear(3, 2)
         tied = torch.nn.Sequential(module, torch.nn.Linear(3, 2))
         tied[1].weight = module.weight
-    module.bias.keep_float32 = True
+    setattr(module.bias, "keep_float32", True)  # noqa: B010 (not an attribute that torch declares)
     allocate(tied, torch.bfloat16)
     assert (module.weight.dtype, module.bias.dtype) == (torch.bfloat16, torch.float32)
-    assert tied[1].weight is module.weight and module.bias.keep_float32 and not module.weight.is_meta
+    assert tied[1].weight is module.weight and getattr(module.bias, "keep_float32", False) and not module.weight.is_meta
 
 
 def test_large_weights_are_filled_in_portions(tmp_path: Path, monkeypatch) -> None:

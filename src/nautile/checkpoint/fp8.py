@@ -119,7 +119,8 @@ def quantize(
     """
     out_RC = torch.empty(weight_RC.shape, dtype=torch.float8_e4m3fn)
     scale_rc = torch.empty(scale_shape(tuple(weight_RC.shape), block))
-    for i, rows_RC in enumerate(weight_RC.split(block[0])):
+    for i in range(len(scale_rc)):
+        rows_RC = weight_RC[i * block[0] : (i + 1) * block[0]]
         scaled_RC = rows_RC.to("cpu", torch.float32, copy=True)
         for part, at in _block_columns(scaled_RC, block[1]):
             amax_c = part.abs().amax(dim=(0, 2))

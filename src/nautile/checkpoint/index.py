@@ -70,7 +70,7 @@ def read_index(path: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise _bad_index(path, "it has no weight_map of tensor names to file names")
     for name, file in weight_map.items():
-        if not isinstance(file, str) or Path(file).name != file or "\\" in file:
+        if not isinstance(file, str) or file in ("", "..") or Path(file).name != file or "\\" in file:
             raise _bad_index(path, f"{name} is said to be in {file!r}, which is not the name of a file beside it")
     files = sorted(set(weight_map.values()))
     missing = [file for file in files if not (path.parent / file).is_file()]

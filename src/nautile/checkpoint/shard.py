@@ -34,17 +34,18 @@ class ShardReader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._handle = -1
         try:
             self._handle = os.open(path, os.O_RDONLY)
+            header = read_header(path, self._handle)
         except OSError as error:
+            self.close()
             raise UserError(
-                f"{path}: cannot be opened ({error.strerror})",
+                f"{path}: cannot be read ({error.strerror})",
                 "weights are stored in it",
                 "check that the file is there and that you may read it",
             ) from error
-        try:
-            header = read_header(path, self._handle)
-        except BaseException:
+        except UserError:
             self.close()
             raise
         self.tensors: dict[str, TensorInfo] = header.tensors

@@ -4,6 +4,7 @@ Rows of a tensor, and FP8 weights as the numbers they stand for, are read withou
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -38,7 +39,7 @@ class Checkpoint:
         quantization: How the FP8 weights among them are to be read.
     """
 
-    def __init__(self, folder: Path, readers: list[Reader], quantization: Fp8Format | None = None) -> None:
+    def __init__(self, folder: Path, readers: Sequence[Reader], quantization: Fp8Format | None = None) -> None:
         self.folder = folder
         self.quantization = quantization
         self.infos: dict[str, TensorInfo] = {n: info for reader in readers for n, info in reader.tensors.items()}
