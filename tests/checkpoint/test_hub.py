@@ -186,7 +186,7 @@ def test_local_words_stay_local(tmp_path, monkeypatch):
     (model / "model.safetensors").write_bytes(b"")
     assert resolve("runs/demo") == Path("runs/demo")
     assert resolve(model / "config.json") == model
-    with pytest.raises(UserError, match=f"name the folder: {model}"):
+    with pytest.raises(UserError, match=f"name its folder: {model}"):
         resolve(str(model / "model.safetensors"))
     with pytest.raises(UserError, match="did you mean 'runs/demo'"):
         resolve("runs/dmo")

@@ -210,9 +210,9 @@ def _folder_of(file: Path) -> Path:
     if file.name == "config.json":
         return file.parent
     raise UserError(
-        f"{file} is a file",
+        f"{file}: a file, not a folder",
         "a model is a folder: config.json, weights and tokenizer lie in it together",
-        f"name the folder: {file.parent}",
+        f"name its folder: {file.parent}",
     )
 
 

@@ -17,6 +17,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "tokenizer": ("nautile.cli.tokenizer", "train a tokenizer, or look at what one does to a text"),
     "generate": ("nautile.cli.generate", "continue prompts with a model"),
     "chat": ("nautile.cli.chat", "talk to a model in the terminal"),
+    "check": ("nautile.cli.check", "whether a model folder holds what its config.json promises, from headers alone"),
+    "convert": ("nautile.cli.convert", "a checkpoint in another dtype, or cut for DeepSeek's demo code"),
     "plan": ("nautile.cli.plan", "parameters, FLOPs, cache and memory of a model, before anything is allocated"),
     "guide": ("nautile.cli.guide", "each DeepSeek system: what it is, where it lives here, how to run it"),
     "doctor": ("nautile.cli.doctor", "this machine, its versions, its measured speed, and a verdict"),

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from nautile.checkpoint.hub import resolve
 from nautile.checkpoint.load import allocate, check_fit, fill
 from nautile.checkpoint.save import save_from
 from nautile.checkpoint.source import Checkpoint, open_checkpoint
@@ -28,10 +29,10 @@ def load_model(
     experts: range | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> CausalLM:
-    """Model of a folder with config.json and safetensors, or of a run folder (its `model/`). In eval mode.
+    """Model of a folder with config.json and safetensors, of a run folder (its `model/`), or of the Hub. In eval mode.
 
     Args:
-        path: The folder.
+        path: The folder, or ``organisation/name`` (``@revision`` may follow), which is downloaded first.
         dtype: Weights are converted to it; None keeps float32. Correction biases stay float32 always.
         device: Where the weights go.
         allow_pickle: Take pickled ``pytorch_model.bin`` files where there are no safetensors; tensors only.
@@ -42,7 +43,7 @@ def load_model(
     Raises:
         UserError: No such folder, an unknown family, or weights that do not fit config.json.
     """
-    folder = model_folder(path)
+    folder = model_folder(path, allow_pickle)
     config = read_config(folder, overrides)
     with open_checkpoint(folder, allow_pickle) as checkpoint:
         config = without_absent_mtp(config, checkpoint)
@@ -69,24 +70,18 @@ def save_model(model: CausalLM, folder: str | Path) -> None:
     atomic_write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
 
 
-def model_folder(path: str | Path) -> Path:
-    """The folder that holds config.json: `path` itself, or `model/` in it.
+def model_folder(path: str | Path, allow_pickle: bool = False) -> Path:
+    """The local folder that holds config.json: `path` itself, `model/` in it, or where a Hub id was downloaded to.
 
     Raises:
-        UserError: There is none.
+        UserError: There is none, here or on the Hub.
     """
-    path = Path(path)
-    for folder in (path, path / "model"):
+    found = resolve(path, allow_pickle=allow_pickle)
+    for folder in (found, found / "model"):
         if (folder / "config.json").is_file():
             return folder
-    if path.is_file():
-        raise UserError(
-            f"{path}: a file, not a folder",
-            "a model is a folder with config.json and all files of its weights",
-            f"name its folder: {path.parent}",
-        )
     raise UserError(
-        f"{path}: no config.json there" if path.exists() else f"{path}: no such folder",
+        f"{path}: no config.json there",
         "a model is a folder with config.json and safetensors, or a finished run",
         "name one, such as runs/demo, or make one: nautile demo",
     )
