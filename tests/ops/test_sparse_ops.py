@@ -9,7 +9,7 @@ from nautile.ops.cpu import indexer as cpu_indexer
 from nautile.ops.cpu import sparse_attention as cpu_sparse
 from nautile.ops.dispatch import TABLE
 
-OPS = ("index_scores", "sparse_attention", "selected_attention")
+OPS = ("index_scores", "gathered_attention", "selected_attention")
 BACKENDS = TABLE["index_scores"][1]
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5}
 
@@ -25,7 +25,7 @@ def naive_index_scores(q, k, weights) -> Tensor:
     return torch.stack(rows).view(B, S, k.shape[1])
 
 
-def naive_sparse_attention(q, q_rope, c, k_rope, rows, scale) -> Tensor:
+def naive_gathered_attention(q, q_rope, c, k_rope, rows, scale) -> Tensor:
     B, S, H, C = q.shape
     out = []
     for b in range(B):
@@ -56,7 +56,7 @@ def naive_selected_attention(q, k, v, selected, scale) -> Tensor:
 
 NAIVE = {
     "index_scores": naive_index_scores,
-    "sparse_attention": naive_sparse_attention,
+    "gathered_attention": naive_gathered_attention,
     "selected_attention": naive_selected_attention,
 }
 
@@ -92,10 +92,10 @@ CASES = {
     "index_scores odd": ("index_scores", scores_case(2, 5, 3, 7, 11)),
     "index_scores one query": ("index_scores", scores_case(1, 1, 4, 6, 9)),
     "index_scores one head": ("index_scores", scores_case(1, 3, 1, 2, 5)),
-    "sparse_attention odd": ("sparse_attention", sparse_case(2, 5, 3, 7, 4, 13, 6)),
-    "sparse_attention unused": ("sparse_attention", sparse_case(2, 5, 3, 7, 4, 13, 6, unused=1)),
-    "sparse_attention without any row": ("sparse_attention", sparse_case(1, 5, 2, 3, 2, 9, 4, unused=2)),
-    "sparse_attention one query": ("sparse_attention", sparse_case(3, 1, 2, 5, 2, 9, 9)),
+    "gathered_attention odd": ("gathered_attention", sparse_case(2, 5, 3, 7, 4, 13, 6)),
+    "gathered_attention unused": ("gathered_attention", sparse_case(2, 5, 3, 7, 4, 13, 6, unused=1)),
+    "gathered_attention without any row": ("gathered_attention", sparse_case(1, 5, 2, 3, 2, 9, 4, unused=2)),
+    "gathered_attention one query": ("gathered_attention", sparse_case(3, 1, 2, 5, 2, 9, 9)),
     "selected_attention odd": ("selected_attention", selected_case(2, 9, 3, 6, 5)),
     "selected_attention one token": ("selected_attention", selected_case(1, 1, 2, 4, 3)),
     "selected_attention blocks": ("selected_attention", selected_case(1, 21, 1, 4, 6)),
@@ -183,10 +183,10 @@ def test_rows_that_nobody_names_may_hold_anything(backend: str) -> None:
     q, q_rope, c, k_rope, _, scale = sparse_case(2, 3, 2, 5, 4, 12, 4)
     rows = some_rows(2, 3, 7, 4, unused=1) + 1  # rows 1..7 are named; an unused place is 0 after the shift
     rows[rows == 0] = -1
-    clean = naive_sparse_attention(q, q_rope, c, k_rope, rows, scale)
+    clean = naive_gathered_attention(q, q_rope, c, k_rope, rows, scale)
     c[:, 0], c[:, 8:], k_rope[:, 0], k_rope[:, 8:] = (float("nan"),) * 4
     with ops.use(backend):
-        torch.testing.assert_close(ops.sparse_attention(q, q_rope, c, k_rope, rows, scale), clean)
+        torch.testing.assert_close(ops.gathered_attention(q, q_rope, c, k_rope, rows, scale), clean)
 
 
 def naive_top(scores: Tensor, seen: Tensor, k: int) -> list[list[set[int]]]:
@@ -256,8 +256,8 @@ WRONG = [
 
 
 def sparse(c=None, k_rope=None, rows=None) -> Tensor:
-    """A sparse_attention of C = 4, R = 2, T = 5, with one argument replaced."""
-    return ops.sparse_attention(
+    """A gathered_attention of C = 4, R = 2, T = 5, with one argument replaced."""
+    return ops.gathered_attention(
         torch.ones(1, 2, 3, 4),
         torch.ones(1, 2, 3, 2),
         torch.ones(1, 5, 4) if c is None else c,

@@ -15,11 +15,12 @@ if TYPE_CHECKING:
     from nautile.ops.indexer import index_scores, top_rows
     from nautile.ops.norm import rms_norm
     from nautile.ops.rotary import rotate_half_split, rotate_interleaved
-    from nautile.ops.sparse_attention import selected_attention, sparse_attention
+    from nautile.ops.sparse_attention import gathered_attention, selected_attention
 
 _HOME = {
     "causal_attention": "attention",
     "choices": "dispatch",
+    "gathered_attention": "sparse_attention",
     "grouped_swiglu": "experts",
     "index_scores": "indexer",
     "linear_cross_entropy": "cross_entropy",
@@ -27,7 +28,6 @@ _HOME = {
     "rotate_half_split": "rotary",
     "rotate_interleaved": "rotary",
     "selected_attention": "sparse_attention",
-    "sparse_attention": "sparse_attention",
     "swiglu": "activation",
     "top_rows": "indexer",
     "use": "dispatch",
@@ -36,6 +36,7 @@ _HOME = {
 __all__ = [
     "causal_attention",
     "choices",
+    "gathered_attention",
     "grouped_swiglu",
     "index_scores",
     "linear_cross_entropy",
@@ -43,7 +44,6 @@ __all__ = [
     "rotate_half_split",
     "rotate_interleaved",
     "selected_attention",
-    "sparse_attention",
     "swiglu",
     "top_rows",
     "use",

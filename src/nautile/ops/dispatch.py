@@ -30,7 +30,7 @@ TABLE: dict[str, tuple[str, tuple[str, ...]]] = {
     "linear_cross_entropy": ("cross_entropy", ("cpu", "reference")),
     "index_scores": ("indexer", ("cpu", "reference")),
     "top_rows": ("indexer", ("cpu", "reference")),
-    "sparse_attention": ("sparse_attention", ("cpu", "reference")),
+    "gathered_attention": ("sparse_attention", ("cpu", "reference")),
     "selected_attention": ("sparse_attention", ("cpu", "reference")),
 }
 BACKENDS = ("cpu", "reference")

@@ -9,7 +9,7 @@ from torch import Tensor
 from nautile.ops.dispatch import implementation
 
 
-def sparse_attention(
+def gathered_attention(
     q_BSHC: Tensor, q_rope_BSHR: Tensor, c_BTC: Tensor, k_rope_BTR: Tensor, rows_BSK: Tensor, scale: float
 ) -> Tensor:
     """MLA's absorbed attention over the rows that each query names; work and memory follow K, not T.
@@ -37,22 +37,22 @@ def sparse_attention(
     T, R = k_rope_BTR.shape[1:] if k_rope_BTR.dim() == 3 else (0, 0)
     if q_BSHC.dim() != 4 or c_BTC.shape != (B, T, C):
         raise ValueError(
-            "sparse_attention: q and c must be [B, S, H, C] and [B, T, C], got "
+            "gathered_attention: q and c must be [B, S, H, C] and [B, T, C], got "
             f"{list(q_BSHC.shape)} and {list(c_BTC.shape)} for k_rope {list(k_rope_BTR.shape)}"
         )
     if q_rope_BSHR.shape != (B, S, H, R) or k_rope_BTR.shape != (B, T, R):
         raise ValueError(
-            "sparse_attention: q_rope and k_rope must be [B, S, H, R] and [B, T, R], got "
+            "gathered_attention: q_rope and k_rope must be [B, S, H, R] and [B, T, R], got "
             f"{list(q_rope_BSHR.shape)} and {list(k_rope_BTR.shape)}"
         )
     if rows_BSK.dim() != 3 or rows_BSK.shape[:2] != (B, S) or rows_BSK.dtype != torch.int64:
         raise ValueError(
-            f"sparse_attention: rows must be int64 [B, S, K], got {rows_BSK.dtype} {list(rows_BSK.shape)} "
+            f"gathered_attention: rows must be int64 [B, S, K], got {rows_BSK.dtype} {list(rows_BSK.shape)} "
             f"for q {list(q_BSHC.shape)}"
         )
     if not q_BSHC.dtype.is_floating_point:
-        raise ValueError(f"sparse_attention: q must be floating point, got {q_BSHC.dtype}")
-    run = implementation("sparse_attention", q_BSHC)
+        raise ValueError(f"gathered_attention: q must be floating point, got {q_BSHC.dtype}")
+    run = implementation("gathered_attention", q_BSHC)
     return run(q_BSHC, q_rope_BSHR, c_BTC, k_rope_BTR, rows_BSK, scale)
 
 

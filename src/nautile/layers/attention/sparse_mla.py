@@ -98,7 +98,7 @@ class SparseMLA(MLA):
         """Absorbed form over the rows that each query selected, [B, S, H, V]."""
         W_uk_HNC, W_uv_HVC = self.up_projections()
         q_BSHC = torch.einsum("bshn,hnc->bshc", q_nope_BSHN, W_uk_HNC)
-        o_BSHC = ops.sparse_attention(q_BSHC, q_rope_BSHR, c_BTC, k_rope_BTR, rows_BSK, self.scale)
+        o_BSHC = ops.gathered_attention(q_BSHC, q_rope_BSHR, c_BTC, k_rope_BTR, rows_BSK, self.scale)
         return torch.einsum("bshc,hvc->bshv", o_BSHC, W_uv_HVC)
 
     def cache_spec(self) -> CacheSpec:

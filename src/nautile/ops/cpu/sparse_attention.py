@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 from nautile.ops.cpu.support import floats_on_cpu as why_not
 from nautile.ops.precision import accumulate_dtype, compute_dtype, no_autocast
 
-__all__ = ["selected_attention", "sparse_attention", "why_not"]
+__all__ = ["gathered_attention", "selected_attention", "why_not"]
 
 GATHERED_NUMBERS = 1 << 22
 """Numbers of gathered latents and scores that exist at once: 16 MiB in float32."""
@@ -20,14 +20,14 @@ BLOCK = 256
 """Queries of one block of `selected_attention`."""
 
 
-def sparse_attention(
+def gathered_attention(
     q_BSHC: Tensor, q_rope_BSHR: Tensor, c_BTC: Tensor, k_rope_BTR: Tensor, rows_BSK: Tensor, scale: float
 ) -> Tensor:
-    """See `nautile.ops.sparse_attention`."""
-    return _SparseAttention.apply(q_BSHC, q_rope_BSHR, c_BTC, k_rope_BTR, rows_BSK, scale, compute_dtype(q_BSHC))
+    """See `nautile.ops.gathered_attention`."""
+    return _GatheredAttention.apply(q_BSHC, q_rope_BSHR, c_BTC, k_rope_BTR, rows_BSK, scale, compute_dtype(q_BSHC))
 
 
-class _SparseAttention(torch.autograd.Function):
+class _GatheredAttention(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,

@@ -1,4 +1,4 @@
-"""Specification of `nautile.ops.sparse_attention` and `nautile.ops.selected_attention`."""
+"""Specification of `nautile.ops.gathered_attention` and `nautile.ops.selected_attention`."""
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
     return None
 
 
-def sparse_attention(
+def gathered_attention(
     q_BSHC: Tensor, q_rope_BSHR: Tensor, c_BTC: Tensor, k_rope_BTR: Tensor, rows_BSK: Tensor, scale: float
 ) -> Tensor:
     """Gather, then attend. Unused places read row 0 as zeros and weigh nothing."""
