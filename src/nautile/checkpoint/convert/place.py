@@ -1,0 +1,117 @@
+"""Where a conversion works until it is whole: a hidden folder beside its destination.
+
+    .DST.partial/manifest.json    which files are finished
+    .DST.partial/files/           becomes DST, in one rename, when all is written and checked
+
+A process that was killed leaves it, and the same command goes on there.
+"""
+
+import os
+import shutil
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+from nautile.checkpoint.shard import sync_folder
+from nautile.core.atomic import disk_errors
+from nautile.core.errors import UserError
+
+
+class Place:
+    """Destination and work folder of one conversion.
+
+    Args:
+        source: The folder that is read.
+        destination: Where the result is to stand.
+
+    Raises:
+        UserError: There is something at `destination`, or it lies in the source.
+    """
+
+    def __init__(self, source: Path, destination: Path) -> None:
+        self.destination = destination.resolve()
+        _check(source.resolve(), self.destination)
+        self.work = self.destination.with_name(f".{self.destination.name}.partial")
+        self.files = self.work / "files"
+
+    @contextmanager
+    def held(self) -> Generator[None]:
+        """Make the work folder, and keep other processes out of it while the block runs.
+
+        Raises:
+            UserError: Another process works there, or it holds what is not ours.
+            NautileError: It cannot be made.
+        """
+        with disk_errors(self.work):
+            self.work.mkdir(parents=True, exist_ok=True)
+        names = {path.name for path in self.work.iterdir() if not path.name.startswith(".")}
+        if names and "manifest.json" not in names:
+            raise UserError(
+                f"{self.work} holds files that no conversion left",
+                "the work is done there, and it would be emptied",
+                "remove it or choose another destination",
+            )
+        with _lock(self.work):
+            yield
+
+    def clear(self) -> None:
+        """Remove all finished files."""
+        with disk_errors(self.work):
+            shutil.rmtree(self.files, ignore_errors=True)
+            self.files.mkdir(exist_ok=True)
+
+    def finish(self) -> None:
+        """Give the result its name."""
+        with disk_errors(self.destination):
+            sync_folder(self.files)
+            self.files.rename(self.destination)  # over an empty folder, too
+            sync_folder(self.destination.parent)
+        shutil.rmtree(self.work)
+
+
+def _check(source: Path, destination: Path) -> None:
+    if destination == source or destination.is_relative_to(source):
+        raise UserError(
+            f"{destination} is {'the source' if destination == source else 'inside the source'}",
+            "the source stays as it is",
+            "name a folder elsewhere",
+        )
+    if not destination.exists():
+        return
+    if not destination.is_dir():
+        raise UserError(f"{destination} is a file", "the result is a folder", "name a folder that does not exist yet")
+    if any(destination.iterdir()):
+        raise UserError(
+            f"{destination} exists and is not empty",
+            "a conversion does not mix its files with others",
+            "name a folder that does not exist yet, or remove this one",
+        )
+    if destination.is_mount():
+        raise UserError(
+            f"{destination} is a mounted disk",
+            "the finished folder is renamed, which its root cannot be",
+            f"name a folder in it: {destination / 'model'}",
+        )
+
+
+@contextmanager
+def _lock(folder: Path) -> Generator[None]:
+    """The kernel drops the lock when the process ends, however it ends. Windows has none."""
+    if os.name != "posix":
+        yield
+        return
+    import fcntl
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"another process is writing {folder}",
+                "two would mix their files",
+                "wait until it ends, or choose another destination",
+            ) from error
+        yield
+    finally:
+        os.close(handle)
