@@ -55,7 +55,10 @@ def _handler(hub: LocalHub) -> type[BaseHTTPRequestHandler]:
             if not path.removeprefix("/api/models/").startswith(("org/tiny", "/org/tiny")):
                 return self.send(404, b"", {"X-Error-Code": "RepoNotFound"})
             if "/resolve/" in path:
-                return self.send_file(path.rpartition("/")[2], body)
+                name = path.rpartition("/")[2]
+                if name not in hub.files:
+                    return self.send(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
+                return self.send_file(name, body)
             revision = path.rpartition("/")[2]
             if "/revision/" in path and revision not in ("main", COMMIT):
                 return self.send(404, b"", {"X-Error-Code": "RevisionNotFound"})

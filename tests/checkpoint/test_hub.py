@@ -167,7 +167,7 @@ def test_a_name_that_cannot_exist(ask, hub):
 
 def test_a_disk_without_room_is_known_before_the_first_byte(tmp_path, monkeypatch):
     monkeypatch.setattr(hub_module, "_free", lambda folder: 1000)
-    with pytest.raises(DiskFullError, match=r"(?s)2 files of 0\.0 MB.*nothing has been downloaded"), _announced():
+    with pytest.raises(DiskFullError, match=r"(?s)2 files of 4\.0 KB.*nothing has been downloaded"), _announced():
         raise AssertionError
     monkeypatch.setattr(hub_module, "_free", lambda folder: 5000)
     with _announced():

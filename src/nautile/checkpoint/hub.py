@@ -153,11 +153,11 @@ def _announced(remote: Remote, commit: str, wanted: dict[str, int]) -> Iterator[
     free = _free(cache)
     if needed > free:
         raise DiskFullError(
-            f"{remote}: {len(missing)} files of {_gigabytes(needed)} are to be downloaded to {cache}",
-            f"that disk has {_gigabytes(free)} left; nothing has been downloaded",
+            f"{remote}: {len(missing)} files of {_size(needed)} are to be downloaded to {cache}",
+            f"that disk has {_size(free)} left; nothing has been downloaded",
             "free some space, or set HF_HOME to a folder on a larger disk",
         )
-    log(f"{remote}: downloading {len(missing)} of {len(wanted)} files, {_gigabytes(needed)}, to {cache}")
+    log(f"{remote}: downloading {len(missing)} of {len(wanted)} files, {_size(needed)}, to {cache}")
     if sys.stderr.isatty():  # huggingface_hub draws its own bars there
         yield
         return
@@ -176,7 +176,7 @@ def _report(title: str, blobs: Path, needed: int, whole: threading.Event) -> Non
     while not whole.wait(PLAIN_EVERY):
         done = _bytes_in(blobs) - before
         rate = done / (time.monotonic() - started)
-        log(f"{title}: {_gigabytes(done)} of {_gigabytes(needed)}, {rate / 1e6:.1f} MB/s")
+        log(f"{title}: {_size(done)} of {_size(needed)}, {rate / 1e6:.1f} MB/s")
 
 
 def _bytes_in(folder: Path) -> int:
@@ -194,8 +194,11 @@ def _free(folder: Path) -> int:
     return shutil.disk_usage(next(part for part in (folder, *folder.parents) if part.exists())).free
 
 
-def _gigabytes(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+def _size(count: int) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count / 1e3:.1f} KB"
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

@@ -1,0 +1,80 @@
+"""A model on a Hub on localhost: checked by its headers before it is downloaded, then loaded by its name."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from local_hub import LocalHub
+
+import nautile
+from nautile.checkpoint.save import save_from
+from nautile.models.deepseek_v3.config import V3_NANO
+from nautile.models.family import build_model, layout_of
+
+RUN = "import sys; from nautile.cli.main import main; sys.exit(main(sys.argv[1:]))"
+LOAD = "import sys, nautile; print(sum(p.double().sum().item() for p in nautile.load(sys.argv[1]).parameters()))"
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """A tiny model in three shards, as the files of a repository."""
+    folder = tmp_path_factory.mktemp("published")
+    model = build_model(replace(V3_NANO, num_nextn_predict_layers=1))
+    model.init_weights(torch.Generator().manual_seed(0))
+    nautile.save(model, folder)
+    save_from(model, folder, layout_of(model.config), max_shard_bytes=1_000_000)
+    return model, {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+@pytest.fixture
+def hub(published):
+    with LocalHub(dict(published[1])) as server:
+        yield server
+
+
+@pytest.fixture
+def run(tmp_path, hub):
+    def ran(code, *words) -> subprocess.CompletedProcess:
+        environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "TRANSFORMERS_"))}
+        environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "cache"), "NO_PROXY": "127.0.0.1"}
+        environment |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+        command = [sys.executable, "-c", code, *words]
+        return subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+
+    return ran
+
+
+def test_a_model_is_checked_before_it_is_downloaded_and_loaded_by_its_name(run, hub, published):
+    done = run(RUN, "check", "org/tiny", "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    shards = sorted(name for name in hub.files if name.endswith(".safetensors"))
+    assert report["whole"] and report["weights"]["files"] == len(shards) > 1
+    starts = [asked for _, path, asked in hub.requests if path.endswith(".safetensors")]
+    assert sorted(starts) == ["bytes=0-100000"] * len(shards)
+
+    done = run(LOAD, "org/tiny")
+    assert done.returncode == 0, done.stderr
+    expected = sum(p.double().sum().item() for p in published[0].parameters())
+    assert float(done.stdout) == pytest.approx(expected, rel=1e-12)
+    assert f"downloading {len(shards)} of" in done.stderr  # the check had fetched everything else
+
+
+def test_a_repository_that_lacks_tensors_is_refused_before_the_download(run, hub):
+    config = json.loads(hub.files["config.json"])
+    hub.files["config.json"] = json.dumps(config | {"q_lora_rank": None}).encode()
+    done = run(RUN, "check", "org/tiny")
+    assert done.returncode == 2
+    assert "  missing:\n    model.layers.0.self_attn.q_proj.weight" in done.stdout
+
+
+@pytest.mark.parametrize("absent", ["model.safetensors", "config.json"])
+def test_a_repository_without_safetensors_or_config(run, hub, absent):
+    for name in [name for name in hub.files if name.startswith(("model", absent))]:
+        del hub.files[name]
+    told = run(RUN, "check", "org/tiny@main").stderr
+    assert f"error: org/tiny@main has no {absent}" in told and "Traceback" not in told
