@@ -1,16 +1,20 @@
 """The two verbs that talk, on a tiny random model."""
 
 import io
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from nautile.cli import chat, generate
+from nautile.cli.model_args import torch_dtype
 from nautile.core.errors import UserError
 from nautile.models.deepseek_v3.config import V3_NANO
 from nautile.models.deepseek_v3.model import DeepseekV3ForCausalLM
 from nautile.models.io import save_model
+from nautile.text.thinking import Piece
 from nautile.text.tokenizer import train_tokenizer
 
 
@@ -92,6 +96,8 @@ class Scripted:
         try:
             for piece in self.pieces:
                 if isinstance(piece, str):
+                    yield Piece(piece)
+                elif isinstance(piece, Piece):
                     yield piece
                 else:
                     raise piece
@@ -122,3 +128,98 @@ def test_stop_strings_add_up_and_leave_the_prompt_alone(verb):
     args = parse(cls, None, ["--stop", "a", "--stop", "b", "model"], f"nautile {verb}", "")
     assert (args.model, tuple(args.stop)) == ("model", ("a", "b"))
     assert parse(cls, None, ["model"], f"nautile {verb}", "").stop == ()
+
+
+def test_reasoning_is_marked_in_a_pipe_and_dim_on_a_terminal(capsys, monkeypatch):
+    turn = [Piece("so it ", reasoning=True), Piece("is", reasoning=True), Piece("four"), Piece(".")]
+    chat.talk(Scripted(*turn), scripted("2+2?"))
+    assert capsys.readouterr().out.startswith("[thinking] so it is\n[answer] four.\n")
+    chat.talk(Scripted(Piece("four")), scripted("2+2?"))
+    assert capsys.readouterr().out.startswith("four\n")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    chat.talk(Scripted(*turn), scripted("2+2?"))
+    out = capsys.readouterr().out
+    assert "\x1b[2mso it \x1b[0m" in out and "is\x1b[0m\n\nfour." in out and "[thinking]" not in out
+
+
+def test_an_answer_that_ends_while_reasoning_says_so(capsys):
+    chat.talk(Scripted(Piece("so", reasoning=True)), scripted("2+2?"))
+    assert "--max-tokens" in capsys.readouterr().err
+
+
+def altered(run, folder, generation=None, name="model"):
+    """A copy of the run's model with a generation_config.json."""
+    copy = folder / name
+    copy.mkdir()
+    for file in (Path(run) / "model").iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    if generation is not None:
+        (copy / "generation_config.json").write_text(json.dumps(generation))
+    return str(copy)
+
+
+def test_sampling_comes_from_the_flags_then_the_folder_then_us(run, tmp_path, capsys):
+    generate.main([run, "some", "--max-tokens", "3"])
+    assert "sampling: temperature 0.7, top_p 0.95 (nautile's defaults)" in capsys.readouterr().err
+    config = {"do_sample": True, "temperature": 0.4, "top_p": 0.8, "repetition_penalty": 1.05, "max_new_tokens": 3}
+    model = altered(run, tmp_path, config)
+    generate.main([model, "some", "--temperature", "0.1", "--ignore-eos"])
+    err = capsys.readouterr().err
+    assert "sampling: temperature 0.1 (as asked), top_p 0.8 (generation_config.json)" in err
+    assert "repetition_penalty 1.05, which is not applied" in err
+    greedy = altered(run, tmp_path, {"do_sample": False, "max_new_tokens": 6}, "greedy")
+    texts = []
+    for _ in range(2):
+        generate.main([greedy, "some text", "--ignore-eos"])
+        texts.append(capsys.readouterr())
+    assert texts[0] == texts[1] and "sampling: greedy" in texts[0].err
+
+
+def test_chat_says_which_template_answers_and_why(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(chat, "_read_line", lambda: scripted("hello"))
+    named = altered(run, tmp_path, name="DeepSeek-V3.1-tiny")
+    chat.main([named, "--max-tokens", "4", "--seed", "1", "--thinking", "on"])
+    told = capsys.readouterr()
+    assert "the built-in chat template v3.1 (the folder is called DeepSeek-V3.1-tiny)" in told.out
+    assert "[thinking] " in told.out and "still reasoning" in told.err
+    assert "temperature 0.6, top_p 0.95 (generation_config.json of DeepSeek-V3.1-Terminus)" in told.err
+    chat.main([run, "--max-tokens", "4", "--chat-template", "coder"])
+    told = capsys.readouterr()
+    assert "the built-in chat template coder (asked for)" in told.out
+    assert "sampling: greedy, temperature 0 (README of DeepSeek-Coder)" in told.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "what"),
+    [
+        (["--chat-template", "v33"], "no built-in chat template is called 'v33'"),
+        (["--chat-template", "r1", "--thinking", "off"], "knows only one way of answering"),
+        (["--thinking", "on"], "--thinking on is for models that answer"),
+        (["--device", "tpu"], "no device 'tpu'"),
+        (["--device", "cpu:x"], "no device 'cpu:x'"),
+        (["--top-p", "0"], "top_p 0.0 is not possible"),
+        (["--dtype", "float32"], "float32"),
+    ],
+)
+def test_impossible_wishes_are_refused(run, flags, what, monkeypatch):
+    monkeypatch.setattr(chat, "_read_line", lambda: scripted())
+    with pytest.raises(UserError) as raised:
+        chat.main([run, *flags])
+    assert what in str(raised.value)
+
+
+def test_types_of_the_weights(run, tmp_path, capsys):
+    for dtype in ("fp32", "bf16", "fp16", "auto"):
+        assert generate.main([run, "some", "--max-tokens", "2", "--dtype", dtype]) == 0
+    folder = Path(altered(run, tmp_path))
+    config = json.loads((folder / "config.json").read_text())
+    names = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+    for name, dtype in names.items():
+        (folder / "config.json").write_text(json.dumps({**config, "torch_dtype": name}))
+        assert torch_dtype("auto", folder) == dtype
+        assert torch_dtype("fp32", folder) == torch.float32
+    (folder / "config.json").write_text(json.dumps({**config, "torch_dtype": "float8_e4m3fn"}))
+    with pytest.raises(UserError, match="float8_e4m3fn is no type to run in"):
+        torch_dtype("auto", folder)

@@ -1,11 +1,14 @@
 """Generation against the full forward pass of the same model."""
 
+import json
+
 import pytest
 import torch
 
 from nautile.core.errors import UserError
 from nautile.infer import batch as batch_module
-from nautile.infer.completion import Completion
+from nautile.infer.completion import Completion, Output
+from nautile.infer.defaults import Defaults
 from nautile.infer.llm import LLM, as_prompts
 from nautile.infer.params import SamplingParams
 from nautile.text.stream import IncrementalDecoder
@@ -95,6 +98,83 @@ def test_eos_ends_an_answer_unless_ignored(make_model):
     assert LLM(model).generate(prompt, GREEDY)[0].token_ids == tokens
 
 
+def test_every_end_token_ends_an_answer(make_model, tokenizer, monkeypatch):
+    prompt, model = RAGGED[0], make_model(seed=3)
+    tokens = greedy_by_full_forward(model, prompt, 12)
+    greedy = SamplingParams(max_tokens=12, temperature=0.0)
+    for place in (2, 6):
+        llm = LLM(make_model(seed=3, eos_token_id=(tokens[place], 299)))  # Llama 3 has a list in config.json
+        assert llm.generate(prompt, greedy)[0].token_ids == tokens[: tokens.index(tokens[place]) + 1]
+        llm = LLM(make_model(seed=3, eos_token_id=299))
+        llm.defaults = Defaults(eos_ids=(298, tokens[place]))  # and in generation_config.json
+        assert llm.generate(prompt, greedy)[0].token_ids == tokens[: tokens.index(tokens[place]) + 1]
+    llm = LLM(make_model(seed=3, eos_token_id=299), tokenizer=tokenizer)
+    assert llm.eos_ids == {299, tokenizer.eos_id}
+    monkeypatch.setattr(tokenizer, "eos_id", tokens[2])  # and DeepSeek-Coder's tokenizer has <|EOT|>
+    assert llm.generate(prompt, greedy)[0].token_ids == tokens[: tokens.index(tokens[2]) + 1]
+
+
+def test_a_text_begins_as_its_tokenizer_says(folder, model, tokenizer, monkeypatch):
+    llm = LLM(folder)
+    monkeypatch.setattr(llm.tokenizer, "adds_bos", False)
+    assert llm.generate("fox", GREEDY)[0].token_ids == greedy_by_full_forward(model, tokenizer.encode("fox"), 12)
+    assert llm.middle_prompt("a", "b")[0] == tokenizer.fim_begin_id
+    empty = greedy_by_full_forward(model, [tokenizer.bos_id], 12)  # there must be something to read
+    assert [out.token_ids for out in llm.generate(["", []], GREEDY)] == [empty, empty]
+
+
+def test_an_empty_prompt_without_a_begin_token_is_refused(make_model):
+    with pytest.raises(UserError, match="no token that begins a text"):
+        LLM(make_model(bos_token_id=None)).generate([[]], GREEDY)
+
+
+def test_a_folders_generation_config_is_the_default(model, tokenizer, tmp_path):
+    from nautile.models.io import save_model
+
+    save_model(model, tmp_path)
+    tokenizer.save(tmp_path)
+    assert LLM(tmp_path).default_params == SamplingParams()
+    config = {"do_sample": False, "max_new_tokens": 5, "eos_token_id": [250, 251]}
+    (tmp_path / "generation_config.json").write_text(json.dumps(config))
+    llm = LLM(tmp_path)
+    assert llm.default_params == SamplingParams(max_tokens=5, temperature=0.0)
+    assert llm.eos_ids == {1, 250, 251}
+    out = llm.generate(RAGGED[0])[0]
+    assert out == llm.generate(RAGGED[0], SamplingParams(max_tokens=5, temperature=0.0))[0]
+    assert "".join(llm.stream(RAGGED[0])) == out.text
+    assert llm.generate(RAGGED[0], SamplingParams(max_tokens=2, ignore_eos=True, seed=1))[0].finish_reason == "length"
+
+
+def test_chat_answers_messages(folder, tokenizer):
+    llm = LLM(folder, chat_template="v3.1")
+    params = SamplingParams(max_tokens=9, temperature=1.0, seed=2, ignore_eos=True)
+    user, assistant = tokenizer.token_id("<｜User｜>"), tokenizer.token_id("<｜Assistant｜>")
+    think, closed = tokenizer.token_id("<think>"), tokenizer.token_id("</think>")
+    hello = [{"role": "user", "content": "the"}]
+    ids = [0, user, *tokenizer.encode("the"), assistant]
+    plain = llm.chat(hello, params)
+    assert plain == llm.generate([[*ids, closed]], params)[0]
+    thinking = llm.chat(hello, params, thinking=True)
+    assert (thinking.text, thinking.reasoning) == ("", llm.generate([[*ids, think]], params)[0].text.strip())
+
+
+def test_reasoning_is_parted_from_the_answer(folder, tokenizer, monkeypatch):
+    llm = LLM(folder, chat_template="r1")
+    written = Output("so\n</think>\n\nfour", [5, 6], "stop")
+    monkeypatch.setattr(llm, "generate", lambda prompts, params: [written])
+    assert llm.chat([{"role": "user", "content": "2+2"}]) == Output("four", [5, 6], "stop", reasoning="so")
+
+
+def test_a_base_model_and_one_without_a_tokenizer_do_not_chat(folder, model):
+    hello = [{"role": "user", "content": "hi"}]
+    with pytest.raises(UserError, match="base model without a chat template"):
+        LLM(folder).chat(hello)
+    with pytest.raises(UserError, match="a conversation needs a tokenizer"):
+        LLM(model).chat(hello)
+    with pytest.raises(UserError, match="no built-in chat template is called 'v4'"):
+        LLM(folder, chat_template="v4")
+
+
 def test_a_run_folder_gives_text_and_streams_the_same(folder, tokenizer):
     llm = LLM(folder)
     params = SamplingParams(max_tokens=40, temperature=1.0, seed=4, ignore_eos=True)
@@ -127,7 +207,7 @@ def test_the_text_is_cut_before_a_stop_string_wherever_tokens_split_it(folder):
 def test_the_rest_of_an_unfinished_character_is_shown_at_the_end(tokenizer):
     tokens = [token for token in tokenizer.encode("aé") if token]
     cut = tokens[:-1] if len(tokens) > 2 else [tokenizer.encode("a")[0], tokenizer.token_id("Ã")]
-    completion = Completion(SamplingParams(max_tokens=len(cut)), len(cut), None, IncrementalDecoder(tokenizer))
+    completion = Completion(SamplingParams(max_tokens=len(cut)), len(cut), (), IncrementalDecoder(tokenizer))
     pieces = [completion.push(token) for token in cut]
     assert pieces == ["a", "\N{REPLACEMENT CHARACTER}"]
     assert completion.output().finish_reason == "length"

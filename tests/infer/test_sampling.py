@@ -27,6 +27,35 @@ def test_top_p_is_never_empty_and_ties_keep_the_first():
     assert next_token_probabilities(torch.zeros(4), 1.0, 1e-9).tolist() == [1.0, 0.0, 0.0, 0.0]
 
 
+def test_top_k_keeps_the_most_likely_and_cuts_before_top_p():
+    p = torch.tensor([0.1, 0.4, 0.05, 0.25, 0.2]).double()
+    cases = [(1, 1.0, {1}), (3, 1.0, {1, 3, 4}), (9, 1.0, {0, 1, 2, 3, 4}), (2, 0.61, {1}), (2, 0.62, {1, 3})]
+    for top_k, top_p, kept in cases:  # of 0.4 and 0.25 the first is 0.615 of the two
+        got = next_token_probabilities(p.log(), 1.0, top_p, top_k)
+        whole = sum(float(p[i]) for i in kept)
+        assert got.tolist() == pytest.approx([float(p[i]) / whole if i in kept else 0.0 for i in range(5)])
+    assert next_token_probabilities(torch.zeros(4), 1.0, 1.0, 2).tolist() == [0.5, 0.5, 0.0, 0.0]
+
+
+def test_top_k_and_top_p_agree_with_transformers():
+    from transformers.generation import logits_process as theirs
+
+    generator = torch.Generator().manual_seed(0)
+    for top_k, top_p, temperature in [(5, 0.8, 0.7), (3, 0.99, 1.3), (40, 0.5, 0.6)]:
+        logits = torch.randn(1, 50, generator=generator, dtype=torch.double)
+        scores = theirs.TemperatureLogitsWarper(temperature)(None, logits)
+        scores = theirs.TopPLogitsWarper(top_p)(None, theirs.TopKLogitsWarper(top_k)(None, scores))
+        torch.testing.assert_close(
+            next_token_probabilities(logits[0], temperature, top_p, top_k), scores.softmax(-1)[0]
+        )
+
+
+def test_the_sampler_draws_among_the_top_k():
+    logits = torch.tensor([[0.0, 1.0, 2.0, 3.0]])
+    sampler = Sampler([SamplingParams(temperature=5.0, top_k=2, seed=0)], torch.device("cpu"))
+    assert {sampler(logits, [0])[0] for _ in range(60)} == {2, 3}
+
+
 def test_temperature_sharpens_without_overflow():
     logits = torch.tensor([1000.0, 999.0, -1000.0])
     assert next_token_probabilities(logits, 1.0)[1] == pytest.approx(1 / (1 + math.e))
@@ -67,7 +96,8 @@ def test_greedy_ignores_the_seed_and_rows_may_differ_in_temperature():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"max_tokens": 0}, {"temperature": -1.0}, {"top_p": 0.0}, {"top_p": 1.1}, {"stop": ("a", "")}]
+    "wrong",
+    [{"max_tokens": 0}, {"temperature": -1.0}, {"top_p": 0.0}, {"top_p": 1.1}, {"top_k": -1}, {"stop": ("a", "")}],
 )
 def test_impossible_params_are_refused(wrong):
     with pytest.raises(UserError, match="not possible"):

@@ -140,7 +140,10 @@ def test_roles_come_from_the_config_beside_it(tokenizer, tmp_path):
     config = {"eos_token": {"content": "<｜User｜>"}, "bos_token": None}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config), "utf-8")
     loaded = Tokenizer.load(tmp_path)
-    assert (loaded.eos_id, loaded.bos_id) == (6, 0)
+    assert (loaded.eos_id, loaded.bos_id) == (6, 6)  # null: there is none, and the end token begins documents
+    assert not loaded.adds_bos
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<｜User｜>"}', "utf-8")
+    assert Tokenizer.load(tmp_path).bos_id == 0  # not mentioned: by its usual name
 
 
 def test_without_an_end_token_it_is_refused(tokenizer, tmp_path):
@@ -151,3 +154,96 @@ def test_without_an_end_token_it_is_refused(tokenizer, tmp_path):
     (tmp_path / "tokenizer_config.json").unlink()
     with pytest.raises(UserError, match="no end-of-text token"):
         Tokenizer.load(tmp_path)
+
+
+def altered(tokenizer, folder, change, config):
+    """A tokenizer whose tokenizer.json was changed and which has this tokenizer_config.json."""
+    tokenizer.save(folder)
+    fields = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+    change(fields)
+    (folder / "tokenizer.json").write_text(json.dumps(fields, ensure_ascii=False), "utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), "utf-8")
+    return Tokenizer.load(folder)
+
+
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False, "use_regex": True}
+TEMPLATE = {
+    "type": "TemplateProcessing",
+    "single": [
+        {"SpecialToken": {"id": "<｜begin▁of▁sentence｜>", "type_id": 0}},
+        {"Sequence": {"id": "A", "type_id": 0}},
+    ],
+    "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+    "special_tokens": {
+        "<｜begin▁of▁sentence｜>": {"id": "<｜begin▁of▁sentence｜>", "ids": [0], "tokens": ["<｜begin▁of▁sentence｜>"]}
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("config", "processor", "adds"),
+    [
+        ({"add_bos_token": True}, BYTE_LEVEL, True),
+        ({"add_bos_token": False}, TEMPLATE, False),
+        ({}, TEMPLATE, True),
+        ({}, {"type": "Sequence", "processors": [BYTE_LEVEL, TEMPLATE]}, True),  # Llama 3
+        ({"tokenizer_class": "LlamaTokenizerFast"}, {**TEMPLATE, "single": TEMPLATE["single"][1:]}, False),
+        ({"tokenizer_class": "LlamaTokenizerFast"}, BYTE_LEVEL, True),
+        ({"tokenizer_class": "Qwen2Tokenizer", "bos_token": None}, BYTE_LEVEL, False),
+        ({"add_bos_token": True, "bos_token": None}, TEMPLATE, False),
+        ({}, None, False),
+    ],
+)
+def test_whether_a_text_gets_a_begin_token(tokenizer, tmp_path, config, processor, adds):
+    loaded = altered(tokenizer, tmp_path, lambda fields: fields.update(post_processor=processor), config)
+    assert loaded.adds_bos is adds
+
+
+def test_the_chat_template_and_all_settings_survive_saving(tokenizer, tmp_path):
+    tokenizer.save(tmp_path / "a")
+    config = {"bos_token": None, "add_bos_token": False, "chat_template": "{{ messages }}", "model_max_length": 77}
+    (tmp_path / "a/tokenizer_config.json").write_text(json.dumps(config), "utf-8")
+    Tokenizer.load(tmp_path / "a").save(tmp_path / "b")
+    saved = json.loads((tmp_path / "b/tokenizer_config.json").read_text("utf-8"))
+    assert config.items() <= saved.items()
+    (tmp_path / "a/chat_template.jinja").write_text("newer", "utf-8")
+    Tokenizer.load(tmp_path / "a").save(tmp_path / "c")
+    assert Tokenizer.load(tmp_path / "c").settings.chat_template == "newer"
+
+
+def test_transformers_applies_a_saved_chat_template(tokenizer, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    tokenizer.save(tmp_path / "a")
+    (tmp_path / "a/chat_template.jinja").write_text("{{ bos_token }}{{ messages[0].content }}", "utf-8")
+    Tokenizer.load(tmp_path / "a").save(tmp_path / "b")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "b")
+    text = theirs.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False)
+    assert text == "<｜begin▁of▁sentence｜>hi"
+
+
+def test_a_settings_file_that_is_none_is_refused(tokenizer, tmp_path):
+    tokenizer.save(tmp_path)
+    for broken in ("{", "[]"):
+        (tmp_path / "tokenizer_config.json").write_text(broken)
+        with pytest.raises(UserError, match="tokenizer_config"):
+            Tokenizer.load(tmp_path)
+
+
+def test_bytes_among_the_added_tokens_are_no_markup(tokenizer, tmp_path):
+    """DeepSeek-Coder adds "ü", which stands for the byte FC, as a token of its own."""
+
+    def add(fields):
+        top, vocab = tokenizer.vocab_size, fields["model"]["vocab"]
+        vocab["unused"] = vocab.pop("ü")
+        for i, name in enumerate(("ü", "<|EOT|>")):
+            token = {"id": top + i, "content": name, "special": i == 1, "normalized": False}
+            fields["added_tokens"].append({**token, "single_word": False, "lstrip": False, "rstrip": False})
+
+    loaded = altered(tokenizer, tmp_path, add, {})
+    ids = loaded.encode("für<|EOT|>", parse_special=True)
+    assert ids == [*tokenizer.encode("für"), 1001]
+    assert loaded.decode(ids) == "für"
+    assert loaded.token_bytes(1000) == b"\xfc"
+    theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert theirs.decode([1000]) == loaded.decode([1000]) == "\N{REPLACEMENT CHARACTER}"
+    assert 1000 in theirs.encode("für").ids  # what is avoided here

@@ -6,17 +6,25 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-import tyro
-
 from nautile.cli.flags import parse
+from nautile.cli.model_args import ModelArgs, open_llm, sampling_params
 from nautile.core.errors import UserError
+from nautile.core.log import warn
 from nautile.core.nearest import suggestion
-from nautile.infer.params import SamplingParams
 
 if TYPE_CHECKING:
     from nautile.infer.conversation import Conversation
+    from nautile.text.thinking import Piece
 
-EXAMPLES = ("nautile chat runs/demo", "nautile chat runs/demo --temperature 0 --max-tokens 64")
+EXAMPLES = (
+    "nautile chat runs/demo",
+    "nautile chat runs/demo --temperature 0 --max-tokens 64",
+    "nautile chat DeepSeek-V3.1 --thinking on",
+)
+
+BASE_TOKENS, ANSWER_TOKENS = 128, 2048
+"""Length of a turn where neither a flag nor the model says one: of a base model, which never comes to an end, and of
+one that answers."""
 
 COMMANDS = {
     "/help": "show these commands",
@@ -27,45 +35,40 @@ COMMANDS = {
 
 
 @dataclass(frozen=True)
-class ChatArgs:
+class ChatArgs(ModelArgs):
     """Whom to talk to, and how it answers."""
 
-    model: tyro.conf.Positional[str]
-    """A model folder or a run folder."""
-    max_tokens: int = 128
-    """Most tokens of one answer."""
-    temperature: float = 0.7
-    """0 takes the most likely token; higher is more varied."""
-    top_p: float = 0.95
-    """Sample from the most likely tokens whose probabilities sum to this."""
-    seed: int | None = None
-    """Seed of the sampling; without one, every conversation differs."""
-    stop: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """A string that ends an answer; may be given several times."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the weights."""
+    chat_template: str | None = None
+    """Name of a built-in chat template to use instead of the model's own: v2, v3, r1, v3.1, v3.2, coder, ..."""
+    thinking: Literal["on", "off", "auto"] = "auto"
+    """Ask for answers with reasoning or without, where the model knows both ways; auto is the template's own way."""
 
 
 def main(argv: Sequence[str]) -> int:
     """Load the model and talk until the input ends."""
     description = "Talk to a model in the terminal. A base model continues your text."
     args = parse(ChatArgs, None, argv, "nautile chat", description, EXAMPLES)
-    params = SamplingParams(args.max_tokens, args.temperature, args.top_p, args.seed, args.stop)
-
-    import torch
+    args.check()
 
     from nautile.infer.conversation import Conversation
-    from nautile.infer.llm import LLM
-    from nautile.models.io import model_folder
-    from nautile.text.chat_template import ChatTemplate
 
-    llm = LLM(args.model, dtype=getattr(torch, args.dtype))
-    template = ChatTemplate.load(model_folder(args.model), llm.tokenizer) if llm.tokenizer else None
-    conversation = Conversation(llm, params, template)
-    if template is None:
+    llm = open_llm(args, args.chat_template)
+    length = BASE_TOKENS if llm.template is None else ANSWER_TOKENS
+    thinking = {"on": True, "off": False, "auto": None}[args.thinking]
+    params = sampling_params(args, llm, length, args.chat_template)
+    conversation = Conversation(llm, params, thinking)
+    if llm.template is None:
+        if thinking is not None:
+            raise UserError(
+                f"--thinking {args.thinking} is for models that answer",
+                f"{args.model} is a base model without a chat template",
+                "leave it out, or name a template with --chat-template",
+            )
         print(f"{args.model} is a base model without a chat template: it continues your text and answers nothing.")
     else:
-        print(f"{args.model} answers through its chat template.")
+        if thinking is not None:  # a way of answering that it lacks is told at once
+            llm.chat_prompt([{"role": "user", "content": "Hello"}], thinking=thinking)
+        print(f"{args.model} answers through {llm.template.origin}.")
     print("/help shows the commands; Ctrl-C ends an answer, Ctrl-D the conversation.\n")
     talk(conversation, _read_line())
     return 0
@@ -96,15 +99,48 @@ def talk(conversation: "Conversation", read_line: Callable[[], str]) -> None:
 
 
 def _answer(conversation: "Conversation", line: str) -> None:
+    shown = Shown()
     try:
         with closing(conversation.reply(line)) as pieces:
             for piece in pieces:
-                print(piece, end="", flush=True)
+                shown.add(piece)
     except KeyboardInterrupt:
         print(" …", end="")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+    else:
+        if shown.last_was_reasoning:
+            print()
+            warn("the answer ended while still reasoning; --max-tokens lets it go on for longer")
+            return
     print()
+
+
+class Shown:
+    """Prints an answer's pieces as they come: reasoning is dim on a terminal, and marked in a pipe."""
+
+    def __init__(self) -> None:
+        self.last_was_reasoning: bool | None = None
+
+    def add(self, piece: "Piece") -> None:
+        """Print one more piece."""
+        turns = piece.reasoning != self.last_was_reasoning
+        terminal = sys.stdout.isatty()
+        if turns and not terminal and (piece.reasoning or self.last_was_reasoning):
+            print("[thinking] " if piece.reasoning else "\n[answer] ", end="")
+        elif turns and self.last_was_reasoning:
+            print("\n")
+        self.last_was_reasoning = piece.reasoning
+        if piece.reasoning and terminal:
+            _print_dim(piece.text)
+        else:
+            print(piece.text, end="", flush=True)
+
+
+def _print_dim(text: str) -> None:
+    from rich.console import Console
+
+    Console(highlight=False, markup=False, emoji=False).print(text, style="dim", end="", soft_wrap=True)
 
 
 def _command(word: str, conversation: "Conversation") -> None:

@@ -3,13 +3,13 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import tyro
 
 from nautile.cli.flags import parse
+from nautile.cli.model_args import ModelArgs, open_llm, sampling_params
 from nautile.core.errors import UserError
-from nautile.infer.params import SamplingParams
 
 if TYPE_CHECKING:
     from nautile.infer.llm import LLM
@@ -19,51 +19,34 @@ EXAMPLES = (
     'nautile generate runs/demo --prefix "def add(a, b):" --suffix "    return total"',
 )
 
+MAX_TOKENS = 128
+"""Length of a text where neither a flag nor the model says one."""
+
 
 @dataclass(frozen=True)
-class GenerateArgs:
+class GenerateArgs(ModelArgs):
     """What to generate from, and how."""
 
-    model: tyro.conf.Positional[str]
-    """A model folder or a run folder."""
     prompt: tyro.conf.Positional[str | None] = None
     """The text to continue; - reads it from standard input."""
     prefix: str | None = None
     """Fill in the middle: what stands before the gap."""
     suffix: str | None = None
     """Fill in the middle: what stands after it."""
-    max_tokens: int = 128
-    """Most tokens to generate."""
-    temperature: float = 0.7
-    """0 takes the most likely token; higher is more varied."""
-    top_p: float = 0.95
-    """Sample from the most likely tokens whose probabilities sum to this."""
-    seed: int | None = None
-    """Seed of the sampling; without one, every call differs."""
-    stop: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """A string that ends the text; may be given several times."""
     ignore_eos: bool = False
-    """Go on after the end-of-sentence token."""
+    """Go on after an end-of-sentence token."""
     stream: bool = True
     """Print pieces as they come, instead of the whole at the end."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the weights."""
 
 
 def main(argv: Sequence[str]) -> int:
     """Load, generate, print the new text on stdout."""
     description = "Continue a text with a model, or fill the gap between --prefix and --suffix."
     args = parse(GenerateArgs, None, argv, "nautile generate", description, EXAMPLES)
-    params = SamplingParams(
-        args.max_tokens, args.temperature, args.top_p, args.seed, args.stop, ignore_eos=args.ignore_eos
-    )
+    args.check()
     _check_task(args)
-
-    import torch
-
-    from nautile.infer.llm import LLM
-
-    llm = LLM(args.model, dtype=getattr(torch, args.dtype))
+    llm = open_llm(args)
+    params = sampling_params(args, llm, MAX_TOKENS, ignore_eos=args.ignore_eos)
     prompt = _prompt(args, llm)
     if args.stream:
         for piece in llm.stream(prompt, params):

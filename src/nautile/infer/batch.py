@@ -5,33 +5,18 @@ and leave the batch when they finish. B requests in the batch, S new tokens, V v
 """
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from nautile.core.context import CacheSpec, CacheView, ForwardContext
+from nautile.core.context import CacheView, ForwardContext
 from nautile.infer.cache import KVCache
 from nautile.infer.params import SamplingParams
 from nautile.infer.sampling import Sampler
-from nautile.layers.decoder import DecoderOutput
+from nautile.models.causal_lm import CausalLM
 
 PREFILL_CHUNK = 512
 """Prompt tokens per forward: bounds the scores, heads × chunk × context, that exist at once."""
-
-
-class CausalModel(Protocol):
-    """What the loop needs of a model."""
-
-    lm_head: nn.Linear
-
-    def hidden(self, ctx: ForwardContext) -> DecoderOutput:
-        """Hidden states after the final norm."""
-        ...
-
-    def cache_specs(self) -> list[CacheSpec]:
-        """What each layer caches."""
-        ...
 
 
 class Batch:
@@ -43,7 +28,7 @@ class Batch:
         params: Sampling of each request.
     """
 
-    def __init__(self, model: CausalModel, prompts: Sequence[Sequence[int]], params: Sequence[SamplingParams]) -> None:
+    def __init__(self, model: CausalLM, prompts: Sequence[Sequence[int]], params: Sequence[SamplingParams]) -> None:
         weight = model.lm_head.weight
         self.model, self.device = model, weight.device
         self.prompts = prompts

@@ -1,5 +1,6 @@
 """One answer while it grows: its tokens, its text, and when it ends."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -19,6 +20,8 @@ class Output:
     """Every generated token, including the one that ended it."""
     finish_reason: FinishReason
     """"stop": end-of-sentence token or a stop string; "length": max_tokens or the end of the context."""
+    reasoning: str = ""
+    """What `LLM.chat` found between ``<think>`` and ``</think>``; it is not part of the text then."""
 
 
 class Decoder(Protocol):
@@ -39,13 +42,15 @@ class Completion:
     Args:
         params: What the request asked for.
         max_tokens: Most tokens to take: the request's, or fewer where the context ends.
-        eos_id: The end-of-sentence token, or None.
+        eos_ids: Tokens that end it.
         decoder: Text of the tokens; None without a tokenizer.
     """
 
-    def __init__(self, params: SamplingParams, max_tokens: int, eos_id: int | None, decoder: Decoder | None) -> None:
+    def __init__(
+        self, params: SamplingParams, max_tokens: int, eos_ids: Collection[int], decoder: Decoder | None
+    ) -> None:
         self.max_tokens = max_tokens
-        self.eos_id = None if params.ignore_eos else eos_id
+        self.eos_ids = () if params.ignore_eos else eos_ids
         self.decoder = decoder
         self.stop = StopStrings(params.stop)
         self.text = ""
@@ -55,7 +60,7 @@ class Completion:
     def push(self, token_id: int) -> str:
         """Take a token; return the text that is certain by now and was not returned before."""
         self.token_ids.append(token_id)
-        ended = token_id == self.eos_id
+        ended = token_id in self.eos_ids
         new = "" if ended else self._certain_text(token_id)
         if ended or self.stop.found is not None:
             self.finish_reason = "stop"

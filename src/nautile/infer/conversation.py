@@ -6,8 +6,8 @@ from typing import Literal
 
 from nautile.infer.llm import LLM
 from nautile.infer.params import SamplingParams
-from nautile.infer.prompt import needs_tokenizer
-from nautile.text.chat_template import ChatTemplate
+from nautile.infer.prompt import ChatPrompt, beginning, needs_tokenizer
+from nautile.text.thinking import Piece, ThinkSplitter
 
 
 @dataclass(frozen=True)
@@ -21,63 +21,76 @@ class Turn:
 class Conversation:
     """Remembers what was said and asks the model for the next turn.
 
-    With a chat template the turns become messages. Without one the model is a base model: the turns are one running
-    text that it continues. When the turns outgrow the context, the oldest are left out: whole exchanges of messages,
-    or the beginning of the running text.
+    With a chat template the turns become messages, and of an answer with reasoning only what follows the reasoning is
+    remembered. Without one the model is a base model: the turns are one running text that it continues. When the turns
+    outgrow the context, the oldest are left out: whole exchanges of messages, or the beginning of the running text.
 
     Args:
-        llm: The model.
+        llm: The model, with its chat template.
         params: How to sample each turn.
-        template: Its chat template; None to continue text.
+        thinking: Ask for answers with reasoning or without; None for the template's own way.
     """
 
-    def __init__(self, llm: LLM, params: SamplingParams, template: ChatTemplate | None = None) -> None:
-        self.llm, self.params, self.template = llm, params, template
+    def __init__(self, llm: LLM, params: SamplingParams, thinking: bool | None = None) -> None:
+        self.llm, self.params, self.thinking = llm, params, thinking
         self.tokenizer = needs_tokenizer(llm.tokenizer, "a conversation")
         self.turns: list[Turn] = []
 
-    def reply(self, line: str) -> Generator[str]:
+    def reply(self, line: str) -> Generator[Piece]:
         """Say `line`; yields the model's turn in pieces. A turn that is broken off is remembered as far as it came."""
         self.turns.append(Turn("user", line))
-        pieces = []
+        said: list[str] = []
         try:
-            for piece in self.llm.stream(self.prompt(), self.params):
-                pieces.append(piece)
+            for piece in self._pieces():
+                if not piece.reasoning:
+                    said.append(piece.text)
                 yield piece
         except BaseException:
-            if not pieces:  # nothing was said in return, so nothing was said
+            if not said:  # nothing was said in return, so nothing was said
                 self.turns.pop()
             raise
         else:
-            if not pieces and self.template is not None:  # an empty answer is one: templates want sides to alternate
+            if not said and self.llm.template is not None:  # templates want sides to alternate
                 self.turns.append(Turn("assistant", ""))
         finally:
-            if pieces:
-                self.turns.append(Turn("assistant", "".join(pieces)))
+            if said:
+                self.turns.append(Turn("assistant", "".join(said)))
 
     def reset(self) -> None:
         """Forget everything."""
         self.turns.clear()
 
-    def prompt(self) -> list[int]:
+    def prompt(self) -> ChatPrompt:
         """Token ids of the turns that leave room for an answer."""
         context = self.llm.config.max_position_embeddings
         limit = context - min(self.params.max_tokens, context // 2)
-        return self._running_text(limit) if self.template is None else self._messages(self.template, limit)
-
-    def _running_text(self, limit: int) -> list[int]:
-        ids = self.tokenizer.encode(self.text())
-        return [self.llm.config.bos_token_id, *ids[-(limit - 1) :]]
+        return self._running_text(limit) if self.llm.template is None else self._messages(limit)
 
     def text(self) -> str:
         """The turns as one text, each on a line of its own."""
         lines = [turn.content if turn.content.endswith("\n") else turn.content + "\n" for turn in self.turns]
         return "".join(lines)
 
-    def _messages(self, template: ChatTemplate, limit: int) -> list[int]:
+    def _pieces(self) -> Generator[Piece]:
+        prompt = self.prompt()
+        stream = self.llm.stream(prompt.ids, self.params)
+        if self.llm.template is None:  # a base model's <think> is text like any other
+            yield from map(Piece, stream)
+            return
+        splitter = ThinkSplitter(prompt.thinking)
+        for text in stream:
+            yield from splitter.push(text)
+        yield from splitter.flush()
+
+    def _running_text(self, limit: int) -> ChatPrompt:
+        first = beginning(self.tokenizer)
+        ids = self.tokenizer.encode(self.text())
+        return ChatPrompt([*first, *ids[-(limit - len(first)) :]], thinking=False)
+
+    def _messages(self, limit: int) -> ChatPrompt:
         messages = [{"role": turn.role, "content": turn.content} for turn in self.turns]
-        ids = template.encode(messages)
-        while len(ids) > limit and len(messages) > 2:
+        prompt = self.llm.chat_prompt(messages, thinking=self.thinking)
+        while len(prompt.ids) > limit and len(messages) > 2:
             messages = messages[2:]
-            ids = template.encode(messages)
-        return ids
+            prompt = self.llm.chat_prompt(messages, thinking=self.thinking)
+        return prompt

@@ -1,9 +1,10 @@
 """`nautile.LLM`: prompts in, text out."""
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import torch
 
@@ -11,33 +12,44 @@ from nautile.core.errors import UserError
 from nautile.core.log import warn
 from nautile.infer.batch import Batch
 from nautile.infer.completion import Completion, Output
+from nautile.infer.defaults import Defaults, read_defaults
 from nautile.infer.params import SamplingParams
-from nautile.infer.prompt import check_vocabulary, needs_tokenizer, room_after, to_middle_prompt, to_token_ids
+from nautile.infer.prompt import (
+    ChatPrompt,
+    check_vocabulary,
+    needs_tokenizer,
+    room_after,
+    to_chat_prompt,
+    to_middle_prompt,
+    to_token_ids,
+)
 from nautile.models.causal_lm import CausalLM
 from nautile.models.family import read_config
 from nautile.models.io import load_model, model_folder
+from nautile.text.chat_template import ChatTemplate, find_template
 from nautile.text.stream import IncrementalDecoder
+from nautile.text.templates.messages import Message
+from nautile.text.thinking import split_thinking
 from nautile.text.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int]
 """Text, or token ids, which are fed as they are."""
 
-DEFAULT_PARAMS = SamplingParams()
-
 
 class LLM:
-    """A model and its tokenizer, ready to continue text.
+    """A model and its tokenizer, ready to continue text and to answer messages.
 
     Args:
-        path_or_model: A model folder, a run folder, or a model in memory (which is put into eval mode while it
-            generates, and back afterwards).
+        path_or_model: A model folder, a run folder, a repository of the Hugging Face Hub, or a model in memory (which
+            is put into eval mode while it generates, and back afterwards).
         dtype: Type of the weights when loading from a folder; None for float32.
         tokenizer: Tokenizer to use. None takes the one in the folder; where there is none, prompts are token ids.
         device: Where to load the weights.
         max_batch: Prompts generated together; more of them wait.
+        chat_template: Name of a built-in chat template to use instead of the model's own.
 
     Raises:
-        UserError: No such model, or a tokenizer of another vocabulary.
+        UserError: No such model or chat template, or a tokenizer of another vocabulary.
     """
 
     def __init__(
@@ -48,35 +60,62 @@ class LLM:
         *,
         device: str | torch.device = "cpu",
         max_batch: int = 32,
+        chat_template: str | None = None,
     ) -> None:
+        self.folder: Path | None = None
+        """Where the model came from; None for one in memory."""
+        self.defaults = Defaults()
+        """What its generation_config.json says."""
         if isinstance(path_or_model, str | Path):
-            folder = model_folder(path_or_model)
+            self.folder = folder = model_folder(path_or_model)
             if tokenizer is None and (folder / "tokenizer.json").is_file():
                 tokenizer = Tokenizer.load(folder)
-            check_vocabulary(tokenizer, read_config(folder))  # before gigabytes of weights are read
+            # Everything that may be refused comes before gigabytes of weights.
+            self.defaults = read_defaults(folder)
+            check_vocabulary(tokenizer, read_config(folder))
+            self.template = template_of(tokenizer, folder, chat_template)
             self.model = load_model(folder, dtype, device)
         else:
             check_vocabulary(tokenizer, path_or_model.config)
+            self.template = template_of(tokenizer, None, chat_template)
             self.model = path_or_model
         self.config, self.tokenizer, self.max_batch = self.model.config, tokenizer, max_batch
+
+    @property
+    def default_params(self) -> SamplingParams:
+        """Sampling params of a call that gives none: generation_config.json's, as in vLLM; neutral without one."""
+        return self.defaults.params()
+
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        """Every token that ends an answer.
+
+        A model may have several: Llama 3 lists them in generation_config.json; DeepSeek-Coder-Instruct's tokenizer ends
+        with ``<|EOT|>``, its config.json with the end of a document.
+        """
+        ids = {*self.config.eos_token_ids, *self.defaults.eos_ids}
+        if self.tokenizer is not None:
+            ids.add(self.tokenizer.eos_id)
+        return frozenset(ids | (self.template.end_ids if self.template else set()))
 
     def generate(
         self,
         prompts: str | Sequence[int] | Sequence[str] | Sequence[Sequence[int]],
-        params: SamplingParams | Sequence[SamplingParams] = DEFAULT_PARAMS,
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
     ) -> list[Output]:
         """One `Output` per prompt, in order. Prompts of different lengths do not influence each other.
 
         Args:
             prompts: One text, one list of token ids, or a list of either. An empty prompt becomes the
                 begin-of-sentence token.
-            params: For all prompts, or one each.
+            params: For all prompts, or one each; None for `default_params`.
 
         Raises:
             UserError: A prompt that fills the context, ids outside the vocabulary, text without a tokenizer, or a
                 number of params that is not that of the prompts.
         """
         listed = as_prompts(prompts)
+        params = self.default_params if params is None else params
         each = [params] * len(listed) if isinstance(params, SamplingParams) else list(params)
         if len(each) != len(listed):
             raise UserError(
@@ -92,20 +131,57 @@ class LLM:
                 pass
         return [completion.output() for completion in completions]
 
-    def stream(self, prompt: Prompt, params: SamplingParams = DEFAULT_PARAMS) -> Iterator[str]:
+    def chat(
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        thinking: bool | None = None,
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> Output:
+        """The model's answer to a conversation, its reasoning apart from its text.
+
+        Args:
+            messages: ``{"role": "user", "content": "..."}`` each; roles are system, user, assistant and tool.
+            params: None for `default_params`.
+            thinking: Ask for an answer with reasoning or without; None for the template's own way.
+            tools: Functions that the model may call, ``{"type": "function", "function": {...}}`` each.
+
+        Raises:
+            UserError: A base model, messages that its template does not accept, or a template that knows only one way
+                of answering.
+        """
+        prompt = self.chat_prompt(messages, thinking=thinking, tools=tools)
+        output = self.generate([prompt.ids], params)[0]
+        reasoning, text = split_thinking(output.text, prompt.thinking)
+        return replace(output, text=text, reasoning=reasoning)
+
+    def chat_prompt(
+        self,
+        messages: Sequence[Message],
+        *,
+        thinking: bool | None = None,
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> ChatPrompt:
+        """What `chat` feeds the model; see there."""
+        tokenizer = needs_tokenizer(self.tokenizer, "a conversation")
+        return to_chat_prompt(messages, self.template, tokenizer, thinking, tools)
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[str]:
         """The text of one answer in pieces, as they become certain: whole characters, never part of a stop string.
 
         Joined, the pieces are the text that `generate` returns. Errors are raised here, not at the first piece.
         """
         needs_tokenizer(self.tokenizer, "streaming text")
+        params = params or self.default_params
         ids = to_token_ids(prompt, self.tokenizer, self.config)
         return self._run([ids], [params], [self._completion(ids, params)])
 
     def middle_prompt(self, prefix: str, suffix: str) -> list[int]:
         """Token ids that ask for the text between `prefix` and `suffix`."""
-        return to_middle_prompt(prefix, suffix, needs_tokenizer(self.tokenizer, "filling a middle"), self.config)
+        return to_middle_prompt(prefix, suffix, needs_tokenizer(self.tokenizer, "filling a middle"))
 
-    def complete_middle(self, prefix: str, suffix: str, params: SamplingParams = DEFAULT_PARAMS) -> Output:
+    def complete_middle(self, prefix: str, suffix: str, params: SamplingParams | None = None) -> Output:
         """The text between `prefix` and `suffix`, by a model that was trained to fill in the middle (PSM order)."""
         return self.generate(self.middle_prompt(prefix, suffix), params)[0]
 
@@ -119,7 +195,7 @@ class LLM:
                 f"and the model's context is {self.config.max_position_embeddings}"
             )
         decoder = IncrementalDecoder(self.tokenizer) if self.tokenizer else None
-        return Completion(params, min(room, params.max_tokens), self.config.eos_token_id, decoder)
+        return Completion(params, min(room, params.max_tokens), self.eos_ids, decoder)
 
     def _run(
         self, prompts: list[list[int]], params: list[SamplingParams], completions: list[Completion]
@@ -133,6 +209,11 @@ class LLM:
                     if piece:
                         yield piece
                 batch.finish({r for r in batch.requests if completions[r].finish_reason is not None})
+
+
+def template_of(tokenizer: Tokenizer | None, folder: Path | None, name: str | None) -> ChatTemplate | None:
+    """How messages become text; None for a base model, and for one that reads token ids only."""
+    return None if tokenizer is None else find_template(folder, tokenizer, name)
 
 
 def as_prompts(prompts: str | Sequence[int] | Sequence[str] | Sequence[Sequence[int]]) -> list[Prompt]:

@@ -1,11 +1,16 @@
 """From what a person gives to token ids that the model can read, and the reasons why it sometimes cannot."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from nautile.core.errors import UserError
 from nautile.models.config import DecoderConfig
+from nautile.text.chat_template import ChatTemplate, encode
 from nautile.text.config import belongs
 from nautile.text.fim import psm_prompt
+from nautile.text.templates.messages import Message
+from nautile.text.thinking import opened_by
 from nautile.text.tokenizer import Tokenizer
 
 
@@ -28,15 +33,16 @@ def check_vocabulary(tokenizer: Tokenizer | None, config: DecoderConfig) -> None
 
 
 def to_token_ids(prompt: str | Sequence[int], tokenizer: Tokenizer | None, config: DecoderConfig) -> list[int]:
-    """What the model is fed: text behind the begin-of-sentence token, token ids as they are.
+    """What the model is fed: text as its tokenizer is meant to begin it, token ids as they are.
 
     An empty prompt of either kind is the begin-of-sentence token alone.
 
     Raises:
-        UserError: Text without a tokenizer, or an id without an embedding.
+        UserError: Text without a tokenizer, an id without an embedding, or an empty prompt where nothing begins a text.
     """
     if isinstance(prompt, str):
-        return [config.bos_token_id, *needs_tokenizer(tokenizer, "a text prompt").encode(prompt)]
+        encoder = needs_tokenizer(tokenizer, "a text prompt")
+        return [*beginning(encoder), *encoder.encode(prompt)] or [encoder.bos_id]
     unknown = [token_id for token_id in prompt if not 0 <= token_id < config.vocab_size]
     if unknown:
         raise UserError(
@@ -44,16 +50,62 @@ def to_token_ids(prompt: str | Sequence[int], tokenizer: Tokenizer | None, confi
             f"the model's ids go from 0 to {config.vocab_size - 1}",
             "encode the prompt with the model's own tokenizer",
         )
-    return list(prompt) or [config.bos_token_id]
+    if prompt:
+        return list(prompt)
+    first = config.bos_token_id if tokenizer is None else tokenizer.bos_id
+    if first is None:
+        raise UserError("the prompt is empty", "this model has no token that begins a text", "give at least one token")
+    return [first]
 
 
-def to_middle_prompt(prefix: str, suffix: str, tokenizer: Tokenizer, config: DecoderConfig) -> list[int]:
+def to_middle_prompt(prefix: str, suffix: str, tokenizer: Tokenizer) -> list[int]:
     """Token ids after which a model trained on fill-in-the-middle writes what belongs between prefix and suffix.
 
     Raises:
         UserError: The tokenizer has no tokens for it.
     """
-    return [config.bos_token_id, *psm_prompt(tokenizer.encode(prefix), tokenizer.encode(suffix), tokenizer)]
+    around = psm_prompt(tokenizer.encode(prefix), tokenizer.encode(suffix), tokenizer)
+    return [*beginning(tokenizer), *around]
+
+
+def beginning(tokenizer: Tokenizer) -> list[int]:
+    """What stands before the first token of a text: the begin-of-sentence token where the tokenizer is meant to add it.
+
+    Llama and V3 do, Qwen2 does not. Chat templates write it themselves.
+    """
+    return [tokenizer.bos_id] if tokenizer.adds_bos else []
+
+
+@dataclass(frozen=True)
+class ChatPrompt:
+    """Messages as the model reads them."""
+
+    ids: list[int]
+    """Token ids after which it answers."""
+    thinking: bool
+    """The prompt has opened the reasoning: the answer begins inside it."""
+
+
+def to_chat_prompt(
+    messages: Sequence[Message],
+    template: ChatTemplate | None,
+    tokenizer: Tokenizer,
+    thinking: bool | None = None,
+    tools: Sequence[Mapping[str, Any]] = (),
+) -> ChatPrompt:
+    """Token ids of a conversation; its special tokens, the one that begins the text among them, are the template's.
+
+    Raises:
+        UserError: A base model, which has no template, or messages that the template does not accept.
+    """
+    if template is None:
+        raise UserError(
+            "this is a base model without a chat template",
+            "it continues text and knows of no messages",
+            "give the text to generate, or name the built-in template that it was trained on",
+        )
+    text = template.render(messages, thinking=thinking, tools=tools)
+    return ChatPrompt(encode(tokenizer, text), opened_by(text))
 
 
 def needs_tokenizer(tokenizer: Tokenizer | None, purpose: str) -> Tokenizer:

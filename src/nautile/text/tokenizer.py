@@ -19,6 +19,7 @@ from nautile.core.atomic import atomic_write_text
 from nautile.core.errors import UserError
 from nautile.text.config import TokenizerConfig
 from nautile.text.pretokenize import byte_alphabet, pre_tokenizer
+from nautile.text.settings import Settings
 
 BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
 FIM_HOLE, FIM_BEGIN, FIM_END = "<｜fim▁hole｜>", "<｜fim▁begin｜>", "<｜fim▁end｜>"
@@ -29,34 +30,30 @@ VISIBLE = ("<think>", "</think>")
 PLACEHOLDER = "<｜place▁holder▁no▁{}｜>"
 """Name of an unused id, as in the published V3 vocabulary."""
 
-_ROLES = {
-    "bos_token": (BOS, "<|begin_of_text|>", "<s>"),
-    "eos_token": (EOS, "<|end_of_text|>", "<|endoftext|>", "</s>"),
-    "pad_token": (PAD, "<|finetune_right_pad_id|>", "<pad>"),
-}
-
 
 class Tokenizer:
     """Text to token ids and back.
 
     Args:
         definition: Contents of a tokenizer.json with a byte-level BPE model.
-        roles: ``bos_token``, ``eos_token``, ``pad_token`` → the token's text, as in tokenizer_config.json. A role left
-            out is looked up by its usual names; beginning and padding fall back on the end-of-text token.
+        settings: Contents of the tokenizer_config.json beside it: which tokens begin, end and fill up. A role that the
+            file leaves out is looked up by its usual names; beginning and padding fall back on the end-of-text token.
         where: What error messages call this tokenizer.
 
     Raises:
         UserError: it is not a byte-level BPE tokenizer, or has no end-of-text token.
     """
 
-    def __init__(self, definition: str, roles: Mapping[str, str] | None = None, where: str = "tokenizer") -> None:
+    def __init__(self, definition: str, settings: Settings | None = None, where: str = "tokenizer") -> None:
         fields = _parse(definition, where)
         self._definition = definition
+        self.settings = settings = settings or Settings()
+        """What tokenizer_config.json says."""
         self._added: dict[int, dict[str, Any]] = {token["id"]: token for token in fields["added_tokens"]}
         self._ids: dict[str, int] = {**fields["model"]["vocab"], **{t["content"]: i for i, t in self._added.items()}}
         # Without its added tokens the tokenizer cannot mistake text for one of them.
         self._plain = tokenizers.Tokenizer.from_str(json.dumps({**fields, "added_tokens": [], "post_processor": None}))
-        eos = self._role("eos_token", roles or {})
+        eos = settings.role("eos_token", self._ids)
         if eos is None:
             raise UserError(
                 f"{where} has no end-of-text token",
@@ -65,9 +62,11 @@ class Tokenizer:
             )
         self.eos_id = eos
         """Id that ends a document or an answer."""
-        bos, pad = self._role("bos_token", roles or {}), self._role("pad_token", roles or {})
+        bos, pad = settings.role("bos_token", self._ids), settings.role("pad_token", self._ids)
         self.bos_id = eos if bos is None else bos
         """Id that begins a document."""
+        self.adds_bos = bos is not None and settings.adds_bos(fields.get("post_processor"), self.token(bos))
+        """Whether a text prompt begins with it. Chat templates write it themselves."""
         self.pad_id = eos if pad is None else pad
         """Id that fills up short sequences; it is never scored."""
         self.fim_hole_id = self._ids.get(FIM_HOLE)
@@ -96,16 +95,20 @@ class Tokenizer:
             definition = file.read_text("utf-8")
         except UnicodeDecodeError:
             definition = ""  # reported with every other file that is no tokenizer.json
-        return cls(definition, _read_roles(file.parent / "tokenizer_config.json"), where=str(file))
+        return cls(definition, Settings.load(file.parent), where=str(file))
 
     def save(self, folder: Path | str) -> None:
-        """Write tokenizer.json and tokenizer_config.json, which transformers' AutoTokenizer reads, into `folder`."""
+        """Write tokenizer.json and tokenizer_config.json, which transformers' AutoTokenizer reads, into `folder`.
+
+        What a loaded tokenizer_config.json said, its chat template included, is said again.
+        """
         folder = Path(folder)
         roles = {"bos_token": self.bos_id, "eos_token": self.eos_id, "pad_token": self.pad_id}
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             **{role: self.token(token_id) for role, token_id in roles.items()},
             "clean_up_tokenization_spaces": False,
+            **self.settings.fields,
         }
         atomic_write_text(folder / "tokenizer.json", self._definition)
         text = json.dumps(config, ensure_ascii=False, indent=2)
@@ -168,7 +171,7 @@ class Tokenizer:
     def _bytes(self) -> tuple[dict[int, bytes], dict[int, bytes]]:
         """Bytes of the tokens that decoding shows, and of the special ones that it hides."""
         alphabet = byte_alphabet()
-        added = {token_id: token["content"].encode() for token_id, token in self._added.items()}
+        added = {token_id: token["content"].encode() for token_id, token in self._added.items() if not _is_byte(token)}
         hidden = {token_id: text for token_id, text in added.items() if self._added[token_id]["special"]}
         shown = {
             token_id: added.get(token_id) or bytes(alphabet[character] for character in name)
@@ -179,11 +182,11 @@ class Tokenizer:
 
     @cached_property
     def _markup(self) -> tokenizers.Tokenizer:
-        return tokenizers.Tokenizer.from_str(self._definition)
-
-    def _role(self, role: str, named: Mapping[str, str]) -> int | None:
-        names = (named[role],) if role in named else _ROLES[role]
-        return next((self._ids[name] for name in names if name in self._ids), None)
+        fields = json.loads(self._definition)
+        added = fields["added_tokens"]
+        fields["added_tokens"] = [token for token in added if not _is_byte(token)]
+        fields["model"]["vocab"].update({token["content"]: token["id"] for token in added if _is_byte(token)})
+        return tokenizers.Tokenizer.from_str(json.dumps({**fields, "post_processor": None}))
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -234,13 +237,14 @@ def _parse(definition: str, where: str) -> dict[str, Any]:
     return fields
 
 
-def _read_roles(config_file: Path) -> dict[str, str]:
-    """Role → token text from a tokenizer_config.json, whose entries are strings, objects or null."""
-    if not config_file.is_file():
-        return {}
-    config = json.loads(config_file.read_text("utf-8"))
-    named = {role: config.get(role) for role in _ROLES}
-    return {r: token["content"] if isinstance(token, dict) else token for r, token in named.items() if token}
+def _is_byte(token: Mapping[str, Any]) -> bool:
+    """Whether an added token is one byte in the byte alphabet, and no markup.
+
+    DeepSeek-Coder's first tokenizer adds the 13 bytes that no UTF-8 text contains (C0, C1, F5 to FF) under their names
+    in the alphabet: ``õ``, ``÷``, ``ü``, … . Read as markup, a German ü would become a byte that is no character.
+    """
+    name = token["content"]
+    return not token["special"] and len(name) == 1 and not name.isascii() and name in byte_alphabet()
 
 
 def _check_unicode(text: str) -> None:

@@ -1,0 +1,82 @@
+"""What every built-in template takes: messages in the form that the usual chat APIs share."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nautile.core.errors import UserError
+from nautile.core.nearest import suggestion
+
+Message = Mapping[str, Any]
+"""``{"role": "user", "content": "..."}``; an assistant's may hold ``reasoning_content`` and ``tool_calls``."""
+ROLES = ("system", "user", "assistant", "tool")
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """What is rendered: the turns so far, and how the next one is to begin."""
+
+    messages: Sequence[Message]
+    """Turns, oldest first."""
+    bos: str
+    """Text of the token that begins a document."""
+    eos: str
+    """Text of the token that ends an answer."""
+    thinking: bool = False
+    """Begin the answer with reasoning, where the format has both ways."""
+    tools: Sequence[Mapping[str, Any]] = ()
+    """Functions the model may call, ``{"type": "function", "function": {"name": ..., ...}}`` each."""
+
+    def __post_init__(self) -> None:
+        for message in self.messages:
+            if message.get("role") not in ROLES:
+                raise UserError(
+                    f"a message has the role {message.get('role')!r}",
+                    "a chat template gives each role its own place",
+                    suggestion(str(message.get("role")), ROLES, "roles"),
+                )
+
+
+def content(message: Message) -> str:
+    """A message's text; nothing where only tools were called.
+
+    Raises:
+        UserError: It is not text.
+    """
+    text = message.get("content")
+    if text is None:
+        return ""
+    if isinstance(text, str):
+        return text
+    raise UserError(
+        f"the content of a {message.get('role')} message is a {type(text).__name__}",
+        "text models read text",
+        "give a string",
+    )
+
+
+def system_prompt(messages: Sequence[Message]) -> str:
+    """All system messages as one text, an empty line between them: V3's templates put it first wherever it stood."""
+    return "\n\n".join(content(message) for message in messages if message["role"] == "system")
+
+
+def calls(message: Message) -> list[Mapping[str, Any]]:
+    """The functions that an assistant's message called: ``{"name": ..., "arguments": JSON text or mapping}`` each."""
+    return [call["function"] for call in message.get("tool_calls") or ()]
+
+
+def as_json(value: object) -> str:
+    """JSON as the published templates write it: separators with spaces, characters as they are."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def refuse_tools(conversation: Conversation, name: str) -> None:
+    """Raise `UserError` if tools are offered or were used in a format without a place for them."""
+    used = any(message["role"] == "tool" or calls(message) for message in conversation.messages)
+    if conversation.tools or used:
+        raise UserError(
+            f"the {name} chat template has no place for tools",
+            "the model was not trained on any form of them",
+            "leave tools out, or use a model whose template has them: V3, V3.1, V3.2",
+        )
