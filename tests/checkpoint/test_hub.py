@@ -1,9 +1,12 @@
 """Words that name a model: folders here, and repositories of a Hub on localhost, asked by a process of its own."""
 
+import errno
 import json
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +14,8 @@ from local_hub import COMMIT, LocalHub
 
 from nautile.checkpoint import hub as hub_module
 from nautile.checkpoint.hub import Remote, remote_name, resolve
-from nautile.core.errors import DiskFullError, UserError
+from nautile.checkpoint.hub_errors import told
+from nautile.core.errors import DiskFullError, NautileError, UserError
 
 FILES = {
     "config.json": b'{"model_type": "llama"}',
@@ -176,6 +180,36 @@ def test_a_disk_without_room_is_known_before_the_first_byte(tmp_path, monkeypatc
 
 def _announced():
     return hub_module._announced(Remote("org/absent"), COMMIT, {"a.json": 2000, "b.safetensors": 2000})
+
+
+def test_progress_is_lines_where_no_bar_can_be_drawn(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(hub_module, "PLAIN_EVERY", 0.01)
+    (tmp_path / "old").write_bytes(bytes(5000))
+    whole = threading.Event()
+    reporter = threading.Thread(target=hub_module._report, args=("org/tiny", tmp_path, 4000, whole))
+    reporter.start()
+    time.sleep(0.05)
+    (tmp_path / "new.incomplete").write_bytes(bytes(3000))
+    time.sleep(0.1)
+    whole.set()
+    reporter.join()
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("org/tiny: 0.0 KB of 4.0 KB") and lines[-1].startswith("org/tiny: 3.0 KB of 4.0 KB, ")
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), DiskFullError, "is full"),
+        (RuntimeError("Data processing error: I/O error: No space left on device"), DiskFullError, "is full"),
+        (RuntimeError("Data processing error: CAS service error"), NautileError, "CAS service error"),
+        (OSError("Consistency check failed: file should be of size 3"), NautileError, "goes on where it stopped"),
+    ],
+)
+def test_failures_under_way_are_sentences(error, kind, said):
+    sentence = told(error, "org/tiny")
+    assert type(sentence) is kind and said in str(sentence) and "kept" in str(sentence)
+    assert told(PermissionError(errno.EACCES, "Permission denied"), "org/tiny") is None
 
 
 def test_local_words_stay_local(tmp_path, monkeypatch):

@@ -38,10 +38,10 @@ def hub(published):
 
 @pytest.fixture
 def run(tmp_path, hub):
-    def ran(code, *words) -> subprocess.CompletedProcess:
+    def ran(code, *words, **variables) -> subprocess.CompletedProcess:
         environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "TRANSFORMERS_"))}
         environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "cache"), "NO_PROXY": "127.0.0.1"}
-        environment |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+        environment |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", **variables}
         command = [sys.executable, "-c", code, *words]
         return subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
 
@@ -62,6 +62,10 @@ def test_a_model_is_checked_before_it_is_downloaded_and_loaded_by_its_name(run, 
     expected = sum(p.double().sum().item() for p in published[0].parameters())
     assert float(done.stdout) == pytest.approx(expected, rel=1e-12)
     assert f"downloading {len(shards)} of" in done.stderr  # the check had fetched everything else
+
+    hub.requests.clear()
+    done = run(RUN, "check", "org/tiny", "--json", HF_HUB_OFFLINE="1")
+    assert json.loads(done.stdout)["whole"] and hub.requests == []
 
 
 def test_a_repository_that_lacks_tensors_is_refused_before_the_download(run, hub):

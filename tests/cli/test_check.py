@@ -204,6 +204,9 @@ def test_files_beside_the_weights(capsys, tmp_path):
     check.main([str(folder)])
     assert "temperature 0.6, top_p 0.95 (generation_config.json)" in capsys.readouterr().out
 
+    (folder / "generation_config.json").write_text("{")
+    assert "generation_config.json is not a JSON object" in checked(capsys, folder)[1]["notes"][-2]
+
     train_tokenizer(["a b c"], 1025).save(folder)
     code, report = checked(capsys, folder)
     assert code == 2 and report["problems"] == ["tokenizer.json has ids up to 1024, the embedding has 1024 rows"]

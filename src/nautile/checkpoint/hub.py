@@ -21,7 +21,7 @@ from nautile.core.errors import DiskFullError, UserError
 from nautile.core.log import PLAIN_EVERY, log, warn
 from nautile.core.nearest import suggestion
 
-TEXTS = ("*.json", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "vocab.txt")
+TEXTS = ("*.json", "*.jinja", "tokenizer.model", "*.tiktoken", "merges.txt", "vocab.txt")
 """Configuration, tokenizer and chat template. Python files are never fetched, let alone run."""
 SAFE = ("*.safetensors",)
 PICKLED = ("*.bin",)
@@ -109,8 +109,10 @@ def download(remote: Remote, *, weights: bool = True, allow_pickle: bool = False
             folder = snapshot_download(
                 remote.id, revision=remote.revision, allow_patterns=patterns, ignore_patterns=list(IN_FOLDERS)
             )
-    except (HTTPError, OSError, ValueError) as error:
-        raise told(error, str(remote)) from error
+    except (HTTPError, OSError, ValueError, RuntimeError) as error:  # RuntimeError: how hf_xet fails
+        if sentence := told(error, str(remote)):
+            raise sentence from error
+        raise
     return Path(folder)
 
 
@@ -130,10 +132,10 @@ def _cached(remote: Remote, patterns: Sequence[str], weights: bool, allow_pickle
             )
         )
     except LocalEntryNotFoundError:
-        raise told(why, str(remote)) from why
+        raise told(why, str(remote)) or why from why
     names = [file.name for file in folder.iterdir()]
     if weights and not _any(names, SAFE) and not (allow_pickle and _any(names, PICKLED)):
-        raise told(why, str(remote)) from why
+        raise told(why, str(remote)) or why from why
     warn(f"{remote}: the Hub cannot be asked ({type(why).__name__}); using the copy in {folder}")
     return folder
 

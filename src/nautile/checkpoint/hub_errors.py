@@ -7,13 +7,11 @@ from nautile.core.errors import DiskFullError, NautileError, UserError
 LOG_IN = "run `hf auth login`, or set HF_TOKEN to a token of yours"
 
 
-def told(error: Exception, name: str) -> Exception:
-    """The sentence for `error`, raised while repository `name` was asked for; `error` itself if it is none of ours."""
+def told(error: Exception, name: str) -> NautileError | None:
+    """The sentence for `error`, raised while repository `name` was asked for; None if it is about something else."""
     from huggingface_hub import constants, errors
 
     page = f"{constants.ENDPOINT}/{name.partition('@')[0]}"
-    if isinstance(error, NautileError):
-        return error
     if isinstance(error, errors.HfHubHTTPError):
         return _refused(error, name, page)
     if isinstance(error, errors.HFValidationError):
@@ -28,21 +26,20 @@ def told(error: Exception, name: str) -> Exception:
             "HF_HUB_OFFLINE is set, so it cannot be downloaded",
             "unset HF_HUB_OFFLINE, or name a local folder",
         )
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
         return DiskFullError(
             f"{name}: the disk of {constants.HF_HUB_CACHE} is full",
             "files that arrived whole are kept",
             "free some space or set HF_HOME to a larger disk, then run the same command again",
         )
-    if isinstance(error, (errors.HTTPError, ConnectionError, errors.LocalEntryNotFoundError)) or "Consistency" in str(
-        error
-    ):
+    broken = (errors.HTTPError, ConnectionError, RuntimeError, errors.LocalEntryNotFoundError)
+    if isinstance(error, broken) or "Consistency check failed" in str(error):
         return NautileError(
             f"{name} could not be downloaded ({_first_line(error)})",
             f"{constants.ENDPOINT} does not answer or the transfer broke; files that arrived whole are kept",
             "check the network and run the same command again: it goes on where it stopped",
         )
-    return error
+    return None
 
 
 def _refused(error, name: str, page: str) -> NautileError:

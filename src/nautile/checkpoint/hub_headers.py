@@ -16,7 +16,7 @@ from nautile.checkpoint.header import DTYPES, TensorInfo
 from nautile.checkpoint.hub import Remote, download
 from nautile.checkpoint.hub_errors import told
 from nautile.checkpoint.index import SAFETENSORS, check_index
-from nautile.checkpoint.source import Checkpoint, Reader
+from nautile.checkpoint.source import Checkpoint, Reader, open_checkpoint
 from nautile.core.errors import UserError
 from nautile.core.log import progress
 
@@ -45,6 +45,8 @@ class RemoteHeader:
 def open_remote(remote: Remote) -> tuple[Path, Checkpoint]:
     """A folder with the repository's configuration and tokenizer, and its tensors as far as headers tell.
 
+    Weights that lie in the Hub's cache already are opened there.
+
     Raises:
         UserError: There is no such repository, it has no safetensors, or its quantisation is not supported.
         NautileError: The Hub cannot be reached.
@@ -61,6 +63,8 @@ def open_remote(remote: Remote) -> tuple[Path, Checkpoint]:
     index = folder / SAFETENSORS.index
     weight_map = json.loads(index.read_bytes())["weight_map"] if index.is_file() else {}
     files = sorted(set(weight_map.values())) or [SAFETENSORS.single]
+    if all((folder / file).is_file() for file in files):
+        return folder, open_checkpoint(folder)
     with progress(f"{remote}: headers", len(files)) as bar, ThreadPoolExecutor(AT_ONCE) as pool:
         readers: list[Reader] = []
         for reader in pool.map(partial(_header, remote, folder), files):
@@ -84,7 +88,7 @@ def _header(remote: Remote, folder: Path, file: str) -> RemoteHeader:
             "name a repository with config.json and safetensors",
         ) from None
     except (HTTPError, OSError) as error:
-        raise told(error, str(remote)) from error
+        raise told(error, str(remote)) or error from error
     unknown = sorted({info.dtype for info in header.tensors.values()} - DTYPES.keys())
     if unknown:
         raise UserError(
