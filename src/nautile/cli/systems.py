@@ -58,11 +58,18 @@ SYSTEMS: tuple[System, ...] = (
         ),
         repository="DeepSeek-MoE",
         built="the layer: fine-grained routed experts, shared experts, softmax and sigmoid scores, greedy and "
-        "group-limited selection; trained from scratch as part of the deepseek_v3 family",
-        missing="the published DeepSeekMoE-16B checkpoints and the expert- and device-level balance losses",
-        code=("layers/moe/router.py", "layers/moe/experts.py", "layers/moe/dispatch.py", "layers/moe/balance.py"),
-        planned=("models/",),
-        run=("nautile demo", "nautile pretrain v3-micro --train.steps 40"),
+        "group-limited selection; trained from scratch as part of the deepseek_v3 family; the deepseek family loads, "
+        "runs and saves DeepSeekMoE-16B checkpoints, which no other library has a class for",
+        missing="training recipes of its own family and the device-level balance losses",
+        code=(
+            "models/deepseek_moe/model.py",
+            "layers/moe/router.py",
+            "layers/moe/experts.py",
+            "layers/moe/dispatch.py",
+            "layers/moe/balance.py",
+        ),
+        planned=("train/",),
+        run=("nautile demo", "nautile plan moe-16b", "nautile pretrain v3-micro --train.steps 40"),
         aliases=("deepseekmoe", "deepseek-moe", "experts", "router"),
     ),
     System(
@@ -74,12 +81,11 @@ SYSTEMS: tuple[System, ...] = (
         papers=(("DeepSeek-V2: A Strong, Economical, and Efficient Mixture-of-Experts Language Model", "2405.04434"),),
         repository="DeepSeek-V2",
         built="MLA in the expanded form (training) and the absorbed form (decoding), which a test proves equal, "
-        "with YaRN and a latent cache",
-        missing="the deepseek_v2 family that would load the published V2 checkpoints, and the device-level and "
-        "communication balance losses",
-        code=("layers/attention/mla.py", "layers/rope.py", "infer/cache.py"),
-        planned=("models/",),
-        run=("nautile plan v3-671b", "nautile demo"),
+        "with YaRN and a latent cache; the deepseek_v2 family loads, runs, converts and saves V2, V2-Lite and V2.5",
+        missing="training recipes of its own family, the device-level and communication balance losses",
+        code=("models/deepseek_v2/model.py", "layers/attention/mla.py", "layers/rope.py", "infer/cache.py"),
+        planned=("train/",),
+        run=("nautile plan v2-lite", "nautile check path/to/DeepSeek-V2-Lite", "nautile demo"),
         aliases=("mla", "deepseek-v2", "latent attention", "yarn"),
     ),
     System(
@@ -91,9 +97,10 @@ SYSTEMS: tuple[System, ...] = (
         papers=(_V3_REPORT,),
         repository="DeepSeek-V3",
         built="the architecture at any size, bias balancing, the sequence-wise balance loss, MTP with its loss, "
-        "pre-training from scratch in float32 or bfloat16, published configs and weights in and out",
-        missing="FP8 training and FP8 checkpoints, speculative decoding with the MTP module, long-context extension "
-        "training, training on several machines",
+        "pre-training from scratch in float32 or bfloat16; published weights in and out, MTP modules included, in "
+        "bfloat16 or block-wise FP8, and in the layout of the official demo code",
+        missing="FP8 training, speculative decoding with the MTP module, long-context extension training, training on "
+        "several machines",
         code=(
             "models/deepseek_v3/model.py",
             "models/deepseek_v3/config.py",
@@ -102,7 +109,12 @@ SYSTEMS: tuple[System, ...] = (
             "train/pretrain.py",
         ),
         planned=("ops/", "parallel/", "infer/"),
-        run=("nautile demo", "nautile pretrain v3-micro --out runs/first", "nautile plan v3-671b"),
+        run=(
+            "nautile demo",
+            "nautile pretrain v3-micro --out runs/first",
+            "nautile convert path/to/DeepSeek-V3 DeepSeek-V3-bf16 --dtype bf16",
+            "nautile plan v3-671b",
+        ),
         aliases=("deepseek-v3", "mtp", "fp8", "multi-token prediction", "bias balancing", "v3.1"),
     ),
     System(
@@ -115,8 +127,12 @@ SYSTEMS: tuple[System, ...] = (
             ("DeepSeekMath: Pushing the Limits of Mathematical Reasoning in Open Language Models", "2402.03300"),
         ),
         repository="DeepSeek-R1",
+        built="R1 and its six distills load, run, convert and save; their chat templates, `<think>` handling and "
+        "recommended sampling are built in",
         missing="GRPO, rewards, cold start, the stages, and distillation",
+        code=("models/llama/model.py", "models/qwen2/model.py", "text/thinking.py"),
         planned=("posttrain/", "grade/"),
+        run=("nautile chat path/to/DeepSeek-R1-Distill-Qwen-1.5B", "nautile plan r1-distill-qwen-7b"),
         aliases=("deepseek-r1", "grpo", "r1-zero", "rl", "distillation"),
     ),
     System(
@@ -126,8 +142,12 @@ SYSTEMS: tuple[System, ...] = (
         "and MLA attends to the best 2048 of them only, so that long contexts cost little more than short ones.",
         papers=(("DeepSeek-V3.2: Pushing the Frontier of Open Large Language Models", "2512.02556"),),
         repository="DeepSeek-V3.2-Exp",
-        missing="the indexer, its dense warm-up and sparse training, and the deepseek_v32 family",
-        planned=("layers/attention/", "models/", "ops/"),
+        built="the lightning indexer and sparse latent attention, dense with a mask where a whole prompt is read and "
+        "gathered over the cache where it is continued; the deepseek_v32 family loads, runs, converts and saves",
+        missing="the indexer's losses: dense warm-up and sparse training; GPU kernels",
+        code=("layers/attention/indexer.py", "layers/attention/sparse_mla.py", "models/deepseek_v32/model.py"),
+        planned=("train/", "ops/"),
+        run=("nautile plan v32-685b",),
         aliases=("v3.2-exp", "dsa", "sparse attention", "indexer", "deepseek-v3.2"),
     ),
     System(
@@ -221,11 +241,12 @@ SYSTEMS: tuple[System, ...] = (
             ),
         ),
         repository="DeepSeek-Coder",
-        built="fill-in-the-middle (prefix, suffix, middle) in the pre-training data and in generation",
-        missing="repository ordering, filters and deduplication of the code corpus, the published models, evaluation",
-        code=("text/fim.py", "infer/llm.py"),
-        planned=("data/", "models/", "eval/"),
-        run=("nautile demo",),
+        built="fill-in-the-middle (prefix, suffix, middle) in the pre-training data and in generation; the published "
+        "models load, run, convert and save (llama family)",
+        missing="repository ordering, filters and deduplication of the code corpus, evaluation",
+        code=("models/llama/model.py", "text/fim.py", "infer/llm.py"),
+        planned=("data/", "eval/"),
+        run=("nautile plan coder-6.7b", "nautile demo"),
         aliases=("deepseek-coder", "fim", "fill-in-the-middle"),
     ),
     System(
@@ -240,8 +261,12 @@ SYSTEMS: tuple[System, ...] = (
             ),
         ),
         repository="DeepSeek-Coder-V2",
-        missing="the deepseek_v2 family, continued pre-training, long context, evaluation",
-        planned=("models/", "data/", "eval/"),
+        built="the published models load, run, convert and save (deepseek_v2 family), chat template and "
+        "fill-in-the-middle included",
+        missing="continued pre-training, long context, evaluation",
+        code=("models/deepseek_v2/model.py", "text/fim.py"),
+        planned=("data/", "train/", "eval/"),
+        run=("nautile plan v2-236b",),
         aliases=("deepseek-coder-v2",),
     ),
     System(
