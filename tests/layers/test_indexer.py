@@ -70,7 +70,7 @@ def test_scores_are_the_published_formula() -> None:
     torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)  # angles are float32
 
 
-@pytest.mark.parametrize("at_once", [1 << 24, 40], ids=["one-block", "blocks-of-one-query"])
+@pytest.mark.parametrize("at_once", [1 << 22, 40], ids=["one-block", "blocks-of-one-query"])
 def test_rows_and_mask_are_the_best_visible_tokens(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(indexer_module, "SCORES_AT_ONCE", at_once)
     indexer, (x, c_q, angles) = make(topk=4), inputs()

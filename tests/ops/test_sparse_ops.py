@@ -109,6 +109,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_indexer, "BLOCK_PRODUCTS", 30)
     monkeypatch.setattr(cpu_sparse, "GATHERED_NUMBERS", 130)
     monkeypatch.setattr(cpu_sparse, "BLOCK", 8)
+    monkeypatch.setattr(cpu_sparse, "SCORES", 140)
 
 
 def run(function, arguments: tuple, dtype: torch.dtype) -> list[Tensor]:

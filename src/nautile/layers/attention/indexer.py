@@ -22,8 +22,10 @@ from nautile.ops.precision import accumulate_dtype, no_autocast
 
 KEY_EPS = 1e-6
 """Epsilon of the keys' LayerNorm, whatever `rms_norm_eps` says."""
-SCORES_AT_ONCE = 1 << 24
-"""Scores of one block of queries: 64 MiB in float32."""
+SCORES_AT_ONCE = 1 << 22
+"""Scores of one block of queries: 16 MiB in float32."""
+QUERIES_AT_ONCE = 256
+"""Queries of one block. Of a whole prompt, more would be scored against more positions after them."""
 
 
 class Indexer(nn.Module):
@@ -96,28 +98,34 @@ class Indexer(nn.Module):
             angles: cos and sin [B, S, P] of the queries' positions.
             seen_BST: Boolean: the rows each query may look at.
         """
-        return torch.cat([rows_BSK for _, rows_BSK in self._blocks(x_BSD, c_q_BSL, k_BTI, angles, seen_BST)], dim=1)
+        blocks = self._blocks(x_BSD, c_q_BSL, angles, k_BTI.shape[1])
+        return torch.cat([self._best(q, weights, k_BTI, seen_BST[:, s]) for s, q, weights in blocks], dim=1)
 
     def mask(
-        self, x_BSD: Tensor, c_q_BSL: Tensor, k_BTI: Tensor, angles: tuple[Tensor, Tensor], seen_BST: Tensor
+        self, x_BSD: Tensor, c_q_BSL: Tensor, k_BSI: Tensor, angles: tuple[Tensor, Tensor], seen_BSS: Tensor
     ) -> Tensor:
-        """The same selection as a boolean [B, S, T]."""
-        B, S, T = seen_BST.shape
+        """The same selection within whole sequences, as a boolean [B, S, S]; no query may see a later position."""
+        B, S, _ = seen_BSS.shape
         # One column more, for the places that are not used.
-        mask_BSX = torch.zeros(B, S, T + 1, dtype=torch.bool, device=seen_BST.device)
-        for block, rows_BSK in self._blocks(x_BSD, c_q_BSL, k_BTI, angles, seen_BST):
-            mask_BSX[:, block].scatter_(-1, rows_BSK.masked_fill(rows_BSK < 0, T), True)
-        return mask_BSX[..., :T]
+        mask_BSX = torch.zeros(B, S, S + 1, dtype=torch.bool, device=seen_BSS.device)
+        for s, q, weights in self._blocks(x_BSD, c_q_BSL, angles, S):
+            rows_BSK = self._best(q, weights, k_BSI[:, : s.stop], seen_BSS[:, s, : s.stop])
+            mask_BSX[:, s].scatter_(-1, rows_BSK.masked_fill(rows_BSK < 0, S), True)
+        return mask_BSX[..., :S]
 
     @torch.no_grad()
     def _blocks(
-        self, x_BSD: Tensor, c_q_BSL: Tensor, k_BTI: Tensor, angles: tuple[Tensor, Tensor], seen_BST: Tensor
-    ) -> Iterator[tuple[slice, Tensor]]:
-        """The selection of some queries after another, [B, s, K] each, so that few scores exist at once."""
+        self, x_BSD: Tensor, c_q_BSL: Tensor, angles: tuple[Tensor, Tensor], T: int
+    ) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Queries and weights of some positions after another: few scores exist at once, and few unseen ones."""
         q_BSJI, weights_BSJ = self.queries(c_q_BSL, angles), self.weights(x_BSD)
-        B, S, T = seen_BST.shape
-        step = max(1, SCORES_AT_ONCE // (B * T))
+        B, S = weights_BSJ.shape[:2]
+        step = max(1, min(QUERIES_AT_ONCE, SCORES_AT_ONCE // (B * T)))
         for start in range(0, S, step):
-            block = slice(start, min(start + step, S))
-            scores_BST = ops.index_scores(q_BSJI[:, block], k_BTI, weights_BSJ[:, block])
-            yield block, ops.top_rows(scores_BST, seen_BST[:, block], self.topk)
+            s = slice(start, min(start + step, S))
+            yield s, q_BSJI[:, s], weights_BSJ[:, s]
+
+    @torch.no_grad()
+    def _best(self, q_BSJI: Tensor, weights_BSJ: Tensor, k_BTI: Tensor, seen_BST: Tensor) -> Tensor:
+        """The selected rows of these queries."""
+        return ops.top_rows(ops.index_scores(q_BSJI, k_BTI, weights_BSJ), seen_BST, self.topk)

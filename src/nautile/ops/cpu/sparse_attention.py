@@ -16,8 +16,10 @@ __all__ = ["gathered_attention", "selected_attention", "why_not"]
 
 GATHERED_NUMBERS = 1 << 22
 """Numbers of gathered latents and scores that exist at once: 16 MiB in float32."""
-BLOCK = 256
+BLOCK = 64
 """Queries of one block of `selected_attention`."""
+SCORES = 1 << 20
+"""Scores of one block of it that exist at once, a few heads': 4 MiB in float32."""
 
 
 def gathered_attention(
@@ -131,9 +133,10 @@ class _SelectedAttention(torch.autograd.Function):
         with no_autocast(q_BSHQ):
             q, k, v = (x.to(dtype).transpose(1, 2).contiguous() for x in (q_BSHQ, k_BSHQ, v_BSHV))
             out = torch.empty_like(v)
-            for b, s, end in _causal_blocks(q):
-                p_HST = _selected_probabilities(q[b, :, s], k[b, :, :end], selected_BSS[b, s, :end], s.start, scale)
-                torch.bmm(p_HST, v[b, :, :end], out=out[b, :, s])
+            for b, h, s, hidden_ST in _causal_blocks(q, selected_BSS):
+                t = slice(s.stop)
+                p_HST = _selected_probabilities(q[b, h, s], k[b, h, t], hidden_ST, scale)
+                out[b, h, s] = torch.bmm(p_HST, v[b, h, t])
         ctx.save_for_backward(q, k, v, selected_BSS)
         ctx.scale, ctx.dtypes = scale, (q_BSHQ.dtype, k_BSHQ.dtype, v_BSHV.dtype)
         return out.transpose(1, 2)
@@ -146,25 +149,32 @@ class _SelectedAttention(torch.autograd.Function):
         with no_autocast(q):
             grad = grad_BSHV.to(q.dtype).transpose(1, 2).contiguous()
             grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-            for b, s, end in _causal_blocks(q):
-                p_HST = _selected_probabilities(q[b, :, s], k[b, :, :end], selected_BSS[b, s, :end], s.start, ctx.scale)
-                grad_p = torch.bmm(grad[b, :, s], v[b, :, :end].transpose(1, 2))
+            for b, h, s, hidden_ST in _causal_blocks(q, selected_BSS):
+                t = slice(s.stop)
+                p_HST = _selected_probabilities(q[b, h, s], k[b, h, t], hidden_ST, ctx.scale)
+                grad_p = torch.bmm(grad[b, h, s], v[b, h, t].transpose(1, 2))
                 flow_HST = torch.ops.aten._softmax_backward_data(grad_p, p_HST, -1, p_HST.dtype).mul_(ctx.scale)
-                torch.bmm(flow_HST, k[b, :, :end], out=grad_q[b, :, s])
-                grad_k[b, :, :end].baddbmm_(flow_HST.transpose(1, 2), q[b, :, s])
-                grad_v[b, :, :end].baddbmm_(p_HST.transpose(1, 2), grad[b, :, s])
+                grad_q[b, h, s] = torch.bmm(flow_HST, k[b, h, t])
+                grad_k[b, h, t].baddbmm_(flow_HST.transpose(1, 2), q[b, h, s])
+                grad_v[b, h, t].baddbmm_(p_HST.transpose(1, 2), grad[b, h, s])
         grads = zip((grad_q, grad_k, grad_v), ctx.dtypes, strict=True)
         return (*(g.transpose(1, 2).to(dtype) for g, dtype in grads), None, None, None)
 
 
-def _causal_blocks(q_BHSQ: Tensor) -> Iterator[tuple[int, slice, int]]:
-    """Sequence, queries of each block, and the end of what they can see."""
-    B, _, S, _ = q_BHSQ.shape
-    return ((b, slice(s, min(s + BLOCK, S)), min(s + BLOCK, S)) for b in range(B) for s in range(0, S, BLOCK))
+def _causal_blocks(q_BHSQ: Tensor, selected_BSS: Tensor) -> Iterator[tuple[int, slice, slice, Tensor]]:
+    """Sequence, heads and queries s of each block, and what the latter do not see of the positions up to s.stop."""
+    B, H, S, _ = q_BHSQ.shape
+    for b in range(B):
+        for start in range(0, S, BLOCK):
+            s = slice(start, min(start + BLOCK, S))
+            hidden_ST = ~selected_BSS[b, s, : s.stop].tril(start)
+            heads = max(1, SCORES // hidden_ST.numel())
+            for h in range(0, H, heads):
+                yield b, slice(h, min(h + heads, H)), s, hidden_ST
 
 
-def _selected_probabilities(q_HSQ: Tensor, k_HTQ: Tensor, selected_ST: Tensor, start: int, scale: float) -> Tensor:
-    """[H, S, T] of queries that begin at position `start`; 0 where nothing was selected and for later positions."""
-    scores_HST = q_HSQ.new_empty(q_HSQ.shape[0], *selected_ST.shape)
+def _selected_probabilities(q_HSQ: Tensor, k_HTQ: Tensor, hidden_ST: Tensor, scale: float) -> Tensor:
+    """[H, S, T], 0 where a query does not look."""
+    scores_HST = q_HSQ.new_empty(q_HSQ.shape[0], *hidden_ST.shape)
     torch.baddbmm(scores_HST, q_HSQ, k_HTQ.transpose(1, 2), beta=0.0, alpha=scale, out=scores_HST)
-    return torch.softmax(scores_HST.masked_fill_(~selected_ST.tril(start), float("-inf")), -1)
+    return torch.softmax(scores_HST.masked_fill_(hidden_ST, float("-inf")), -1)
