@@ -178,6 +178,12 @@ def test_both_spellings_of_a_config_are_counted_alike(name, tmp_path):
     assert dataclasses.replace(again, mtp_modules=shape.mtp_modules) == shape
 
 
+def test_layers_listed_by_kind_go_before_a_count_of_dense_ones():
+    listed = V3_NANO.to_hf() | {"mlp_layer_types": ["dense", "dense", "sparse"], "first_k_dense_replace": 3}
+    assert counted(listed) == counted(V3_NANO.to_hf() | {"first_k_dense_replace": 2})
+    assert shape_from_config(listed | {"mlp_layer_types": ["dense"] * 3}).moe_layers == 0
+
+
 def test_unknown_and_incomplete_configs_are_refused():
     with pytest.raises(UserError, match="model_type 'mamba'"):
         shape_from_config({"model_type": "mamba"})

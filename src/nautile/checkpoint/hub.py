@@ -27,6 +27,8 @@ SAFE = ("*.safetensors",)
 PICKLED = ("*.bin",)
 IN_FOLDERS = ("*/*",)
 """Subfolders hold other formats and examples: they are left out."""
+LISTING_TIMEOUT = 20.0
+"""Seconds to wait for the list of files before the cache is taken instead."""
 
 REPOSITORY = re.compile(r"(?P<id>[\w.-]+/[\w.-]+?)(@(?P<revision>[\w./-]+))?")
 
@@ -94,7 +96,9 @@ def download(remote: Remote, *, weights: bool = True, allow_pickle: bool = False
     patterns = [*TEXTS, *(SAFE if weights else ())]
     try:
         try:
-            listed = HfApi().model_info(remote.id, revision=remote.revision, files_metadata=True)
+            listed = HfApi().model_info(
+                remote.id, revision=remote.revision, files_metadata=True, timeout=LISTING_TIMEOUT
+            )
         except RevisionNotFoundError:
             raise
         except (HTTPError, OSError) as unreachable:

@@ -222,7 +222,15 @@ def _experts(published: Mapping[str, Any]) -> Experts | None:
         shared=published.get("n_shared_experts") or 0,
         per_token=published["num_experts_per_tok"],
         width=published["moe_intermediate_size"],
-        first_dense=published.get("first_k_dense_replace") or 0,
+        first_dense=_first_dense(published),
         correction_bias=method == "noaux_tc",
         every=published.get("moe_layer_freq") or 1,
     )
+
+
+def _first_dense(published: Mapping[str, Any]) -> int:
+    """Dense layers at the bottom; for V3.2, transformers 5 lists the kind of every layer, which goes before a count."""
+    kinds = published.get("mlp_layer_types")
+    if kinds:
+        return kinds.index("sparse") if "sparse" in kinds else len(kinds)
+    return published.get("first_k_dense_replace") or 0
