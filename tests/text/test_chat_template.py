@@ -52,6 +52,8 @@ def test_programs_that_ask_get_thinking_and_tools(tokenizer):
     tools = ProgramTemplate("{% if tools is not none %}{{ tools | tojson }}{% endif %}", tokenizer)
     assert tools.render(HELLO) == ""
     assert tools.render(HELLO, tools=[{"name": "<é>"}]) == '[{"name": "<é>"}]'  # no HTML escapes
+    compact = ProgramTemplate("{{ tools | tojson(separators=(',', ':'), sort_keys=true) }}", tokenizer)
+    assert compact.render(HELLO, tools=[{"b": 1, "a": 2}]) == '[{"a":2,"b":1}]'
 
 
 def test_templates_are_found_where_models_keep_them(tokenizer, tmp_path):

@@ -172,8 +172,8 @@ def _one_way(origin: str) -> UserError:
     )
 
 
-def _tojson(value: object, indent: int | None = None, ensure_ascii: bool = False) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
+def _tojson(value: object, ensure_ascii: bool = False, **how: Any) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, **how)
 
 
 def _refuse(message: str) -> NoReturn:

@@ -71,7 +71,7 @@ class Settings:
         source = self.fields.get("chat_template")
         if isinstance(source, list):
             source = next((entry["template"] for entry in source if entry["name"] == "default"), None)
-        return source or None
+        return source if source and isinstance(source, str) else None
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -81,5 +81,5 @@ def _by_tokens(published: Mapping[str, Any], token_id: TokenId, eos: str) -> Cho
     if family == "deepseek_v3" and roles == V3_IDS:
         if dict(published.get("quantization_config") or {}).get("scale_fmt") == "ue8m0":
             return Choice("v3.1", "a deepseek_v3 model whose scales are powers of two, as V3.1's are")
-        return Choice("v3", "a deepseek_v3 model with V3's role tokens; R1 and V3.1 look alike")
+        return Choice("v3", "a deepseek_v3 model with V3's role tokens; R1's and V3.1's have to be named")
     return Choice(None, "nothing in the folder tells of a chat format")
