@@ -16,6 +16,7 @@ import torch
 from nautile.checkpoint import shard as shard_module
 from nautile.checkpoint.convert import run, shards
 from nautile.checkpoint.convert.options import Options
+from nautile.checkpoint.convert.place import Place
 from nautile.checkpoint.convert.run import convert
 from nautile.core.errors import DiskFullError, NautileError, UserError
 
@@ -71,10 +72,12 @@ def test_a_full_disk_leaves_finished_files_and_no_destination(tmp_path, source, 
 
 
 def test_too_little_room_is_said_before_anything_is_written(tmp_path, source, monkeypatch):
-    monkeypatch.setattr(run, "SPARE", 1 << 60)
-    with pytest.raises(DiskFullError, match=r"needs .* GB, and .* GB are free"):
-        convert(source, tmp_path / "dst", BF16)
-    assert not (tmp_path / "dst").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "SPARE", 1 << 60)
+        with pytest.raises(DiskFullError, match=r"needs .* MB, and .* MB are free"):
+            convert(source, tmp_path / "dst", BF16)
+    assert [path.name for path in tmp_path.iterdir()] == ["src"]
+    convert(source, tmp_path / "dst", BF16)
 
 
 KILLED = """
@@ -82,6 +85,7 @@ import sys, time
 from pathlib import Path
 from nautile.checkpoint.convert import shards
 from nautile.checkpoint.convert.options import Options
+from nautile.checkpoint.convert.place import Place
 from nautile.checkpoint.convert.run import convert
 count, real = 0, shards.make
 def slow(*work):
@@ -196,6 +200,19 @@ def test_destinations_that_would_harm(tmp_path, source):
     convert(source, tmp_path / "empty", BF16)
     assert len(cases.read(tmp_path / "empty")) == 73
     assert contents(source) == before
+
+
+def test_killed_before_the_first_file_is_no_obstacle(tmp_path, source, monkeypatch):
+    def killed(*work):
+        raise SystemError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Place, "clear", killed)
+        patch.setattr(Place, "abandon", killed)
+        with pytest.raises(SystemError):
+            convert(source, tmp_path / "dst", BF16)
+    assert (tmp_path / ".dst.partial").exists()
+    convert(source, tmp_path / "dst", BF16)
 
 
 def test_a_work_folder_that_is_not_ours_is_left_alone(tmp_path, source):

@@ -60,13 +60,17 @@ class Place:
             shutil.rmtree(self.files, ignore_errors=True)
             self.files.mkdir(exist_ok=True)
 
+    def abandon(self) -> None:
+        """Remove the work folder, where it holds nothing worth going on with."""
+        shutil.rmtree(self.work, ignore_errors=True)
+
     def finish(self) -> None:
         """Give the result its name."""
         with disk_errors(self.destination):
             sync_folder(self.files)
             self.files.rename(self.destination)  # over an empty folder, too
             sync_folder(self.destination.parent)
-        shutil.rmtree(self.work)
+        self.abandon()
 
 
 def _check(source: Path, destination: Path) -> None:

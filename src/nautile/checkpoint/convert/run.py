@@ -70,17 +70,16 @@ def convert(source: Path, destination: Path, options: Options, threads: int | No
             manifest = _manifest(place, Manifest.begin(checkpoint, options, plan))
             done = _finished(place, manifest, plan, pool)
             resumed = sum(shard.tensor_bytes for shard in plan.shards if shard.file in done)
-            _check_room(place, checkpoint.folder, plan, done)
-            manifest.write(place.work)
-            _write_shards(place, manifest, plan, done, checkpoint, pool)
-            if identity(checkpoint) != manifest.source:
-                raise NautileError(
-                    f"{source} has changed while it was read",
-                    "the result would be of neither its old nor its new state",
-                    "leave it as it is, and run the same command again",
-                )
-            _write_beside(place, plan, checkpoint.folder)
-            _check_whole(place, plan, options)
+            try:
+                _check_room(place, checkpoint.folder, plan, done)
+                _write_shards(place, manifest, plan, done, checkpoint, pool)
+                _check_source(checkpoint, manifest)
+                _write_beside(place, plan, checkpoint.folder)
+                _check_whole(place, plan, options)
+            except BaseException:
+                if not manifest.done:
+                    place.abandon()
+                raise
             place.finish()
         return Summary(
             destination=place.destination,
@@ -114,6 +113,7 @@ def _manifest(place: Place, wanted: Manifest) -> Manifest:
         if difference is None:
             return found
         log(f"starting over, not where an earlier run stopped: {difference}")
+    wanted.write(place.work)  # first: a work folder without one is taken for somebody else's
     place.clear()
     return wanted
 
@@ -145,7 +145,7 @@ def _check_room(place: Place, source: Path, plan: Plan, done: set[str]) -> None:
     free = shutil.disk_usage(place.work).free
     if need + SPARE > free:
         raise DiskFullError(
-            f"{place.destination} needs {(need + SPARE) / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free there",
+            f"{place.destination} needs {(need + SPARE) / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free there",
             "the disk would fill before the work is done",
             "free some space, or choose a destination on another disk",
         )
@@ -198,6 +198,15 @@ def _meter(bar: Progress, total: int, start: int) -> Callable[[int], None]:
             shown = done // _MEGABYTE
 
     return advance
+
+
+def _check_source(checkpoint: Checkpoint, manifest: Manifest) -> None:
+    if identity(checkpoint) != manifest.source:
+        raise NautileError(
+            f"{checkpoint.folder} has changed while it was read",
+            "the result would be of neither its old nor its new state",
+            "leave it as it is, and run the same command again",
+        )
 
 
 def _write_beside(place: Place, plan: Plan, source: Path) -> None:
