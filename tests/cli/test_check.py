@@ -77,7 +77,7 @@ def no_tensor_is_read(monkeypatch):
     monkeypatch.setattr(ShardReader, "read_rows", read)
 
 
-@pytest.mark.parametrize("name", ["v2-lite", "moe-16b", "coder-1.3b", "r1-distill-qwen-1.5b", "v3-nano"])
+@pytest.mark.parametrize("name", ["v2-lite", "moe-16b", "coder-1.3b", "r1-distill-qwen-1.5b", "v3-nano", "v32-micro"])
 def test_a_whole_folder_of_each_family_in_both_spellings(capsys, tmp_path, name):
     published = PRESETS[name].to_hf()
     folder = write(tmp_path / "published", published, tensors_of(PRESETS[name]), shards=3)
@@ -250,6 +250,18 @@ def test_the_folder_may_be_named_by_its_config(capsys, tmp_path):
     assert checked(capsys, folder / "config.json")[1]["folder"] == str(folder)
     with pytest.raises(UserError, match="name its folder"):
         check.main([str(folder / "model.safetensors")])
+
+
+def test_pickled_weights_are_looked_into_on_demand_only(capsys, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(NANO.to_hf()))
+    weights = {name: torch.empty(shape, dtype=dtype) for name, (dtype, shape) in tensors_of(NANO).items()}
+    torch.save(weights, tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match="--allow-pickle"):
+        check.main([str(tmp_path)])
+    assert checked(capsys, tmp_path, "--allow-pickle")[0] == 0
+    del weights["lm_head.weight"]
+    torch.save(weights, tmp_path / "pytorch_model.bin")
+    assert checked(capsys, tmp_path, "--allow-pickle")[1]["missing"] == ["lm_head.weight"]
 
 
 def test_help_imports_no_torch():

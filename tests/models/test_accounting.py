@@ -156,6 +156,8 @@ LATENT = {"kv_lora_rank": 24, "q_lora_rank": None, "qk_nope_head_dim": 20, "qk_r
         {"model_type": "deepseek", **TINY, **EXPERTS},
         {"model_type": "deepseek", **TINY, **EXPERTS, "attention_bias": True, "n_shared_experts": 0},
         {"model_type": "deepseek_v2", **TINY, **EXPERTS, **LATENT},
+        {"model_type": "deepseek_v32", **TINY, **EXPERTS, **LATENT, "q_lora_rank": 36, "n_group": 2, "topk_group": 1}
+        | {"index_n_heads": 16, "index_head_dim": 24, "index_topk": 5, "num_nextn_predict_layers": 1},
         {"model_type": "deepseek_v2", **TINY, **EXPERTS, **LATENT, "q_lora_rank": 36, "topk_method": "noaux_tc"},
     ],
 )  # fmt: skip
@@ -167,7 +169,7 @@ def test_counts_equal_the_module_of_unusual_configs(published):
     assert counted(published) == stored_in_the_module(config_from_hf(published))
 
 
-@pytest.mark.parametrize("name", ["v2-lite", "v3-671b", "v3-nano", "coder-33b", "r1-distill-qwen-7b"])
+@pytest.mark.parametrize("name", ["v2-lite", "v3-671b", "v32-685b", "v3-nano", "coder-33b", "r1-distill-qwen-7b"])
 def test_both_spellings_of_a_config_are_counted_alike(name, tmp_path):
     transformers = pytest.importorskip("transformers")
     published = ALL_PRESETS[name].to_hf()

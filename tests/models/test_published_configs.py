@@ -164,6 +164,12 @@ PUBLISHED = {
         "vocab_size": 151936,
     },
 }
+PUBLISHED["v32-685b"] = (
+    PUBLISHED["v3-671b"]
+    | {"architectures": ["DeepseekV32ForCausalLM"], "model_type": "deepseek_v32"}
+    | {"index_head_dim": 128, "index_n_heads": 64, "index_topk": 2048}
+    | {"quantization_config": {**PUBLISHED["v3-671b"]["quantization_config"], "scale_fmt": "ue8m0"}}
+)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -68,7 +68,7 @@ def test_checkpoints_as_published(name):
     assert total(parameters(shape(name))).total == numbers(name)
 
 
-@pytest.mark.parametrize("name", [name for name in FP8 if name in PRESETS])
+@pytest.mark.parametrize("name", FP8)
 def test_fp8_checkpoints_as_published(name):
     main, weights, file, tensors = FP8[name]
     scales = [scale_shape(shape) for published, shape in stored(name).items() if is_quantized(published, shape)]
