@@ -14,12 +14,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from families import DEEPSEEK_V3, YARN, build, published_spelling
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import DeepseekV32ForCausalLM as Oracle
 
 import nautile
 from nautile import ops
+from nautile.checkpoint.fp8 import SCALE, Fp8Format, dequantize, is_quantized, quantize
 from nautile.core.context import ForwardContext
 from nautile.core.errors import UserError
 from nautile.layers.attention import indexer as indexer_module
@@ -273,6 +274,31 @@ def test_what_the_selection_hangs_on_is_kept_in_float32(pair: tuple[Any, CausalL
     with torch.no_grad():
         close = F.cosine_similarity(model(tokens).flatten(), oracle(tokens).logits.flatten(), dim=0)
     assert close > 0.8
+    nautile.save(model, tmp_path / "bf16")
+    again = nautile.load(tmp_path / "bf16", dtype=torch.bfloat16).state_dict()
+    assert all(torch.equal(t, again[name]) and t.dtype == again[name].dtype for name, t in model.state_dict().items())
+
+
+def test_fp8_weights_equal_their_dequantised_twin(pair: tuple[Any, CausalLM], tmp_path: Path) -> None:
+    """The published files hold the indexer's two wide projections in FP8 and its other tensors not."""
+    tensors = load_file(tmp_path / "hf/model.safetensors")
+    config = json.loads((tmp_path / "hf/config.json").read_text())
+    format_ = Fp8Format(scale_fmt="ue8m0")
+    stored, twin = {}, {}
+    for name, tensor in tensors.items():
+        stored[name] = twin[name] = tensor
+        if is_quantized(name, tuple(tensor.shape)):
+            stored[name], stored[name + SCALE] = quantize(tensor, format_.block, format_.scale_fmt)
+            twin[name] = dequantize(stored[name], stored[name + SCALE])
+    narrow = {name.split(".indexer.")[1] for name in stored if ".indexer." in name and name + SCALE in stored}
+    assert narrow == {"wq_b.weight", "wk.weight"}
+    for folder, weights, more in (("fp8", stored, {"quantization_config": format_.to_hf()}), ("twin", twin, {})):
+        (tmp_path / folder).mkdir()
+        save_file(weights, tmp_path / folder / "model.safetensors", {"format": "pt"})
+        (tmp_path / folder / "config.json").write_text(json.dumps({**config, **more}))
+    tokens = some_tokens()
+    with torch.no_grad():
+        assert torch.equal(nautile.load(tmp_path / "fp8")(tokens), nautile.load(tmp_path / "twin")(tokens))
 
 
 def test_the_mtp_module_has_an_indexer_and_travels_with_it(pair: tuple[Any, CausalLM], tmp_path: Path) -> None:
