@@ -175,6 +175,12 @@ def test_a_base_model_and_one_without_a_tokenizer_do_not_chat(folder, model):
         LLM(folder, chat_template="v4")
 
 
+@pytest.mark.parametrize("messages", [[], "hi", {"role": "user", "content": "hi"}, ["hi"], [{"content": "hi"}]])
+def test_what_is_no_conversation_is_refused(folder, messages):
+    with pytest.raises(UserError, match="is no conversation"):
+        LLM(folder, chat_template="v3").chat(messages)
+
+
 def test_a_run_folder_gives_text_and_streams_the_same(folder, tokenizer):
     llm = LLM(folder)
     params = SamplingParams(max_tokens=40, temperature=1.0, seed=4, ignore_eos=True)

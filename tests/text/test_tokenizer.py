@@ -229,21 +229,25 @@ def test_a_settings_file_that_is_none_is_refused(tokenizer, tmp_path):
             Tokenizer.load(tmp_path)
 
 
-def test_bytes_among_the_added_tokens_are_no_markup(tokenizer, tmp_path):
-    """DeepSeek-Coder adds "ü", which stands for the byte FC, as a token of its own."""
+def test_letters_among_the_added_tokens_are_text(tokenizer, tmp_path):
+    """DeepSeek-Coder and DeepSeek-LLM have ids of their own for ü and twelve other letters."""
+    markup, letter, end = "<｜tool｜>", "ü", "<|EOT|>"
 
     def add(fields):
         top, vocab = tokenizer.vocab_size, fields["model"]["vocab"]
-        vocab["unused"] = vocab.pop("ü")
-        for i, name in enumerate(("ü", "<|EOT|>")):
-            token = {"id": top + i, "content": name, "special": i == 1, "normalized": False}
+        vocab["unused"] = vocab.pop("ü")  # the byte FC, which no text contains
+        for i, name in enumerate((markup, letter, end)):
+            token = {"id": top + i, "content": name, "special": name == end, "normalized": False}
             fields["added_tokens"].append({**token, "single_word": False, "lstrip": False, "rstrip": False})
 
     loaded = altered(tokenizer, tmp_path, add, {})
-    ids = loaded.encode("für<|EOT|>", parse_special=True)
-    assert ids == [*tokenizer.encode("für"), 1001]
-    assert loaded.decode(ids) == "für"
-    assert loaded.token_bytes(1000) == b"\xfc"
+    f, r = tokenizer.encode("f"), tokenizer.encode("r")
+    assert loaded.encode("für") == [*f, 1001, *r]
+    assert loaded.encode("für<|EOT|>", parse_special=True) == [*f, 1001, *r, 1002]
+    assert loaded.decode([*f, 1001, *r, 1002]) == "für"
+    text = f"{MIXED} ü {markup}{end}<think>"
+    ids = loaded.encode(text)
+    assert loaded.decode(ids) == text and not {0, 1000, 1002} & set(ids)
     theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
-    assert theirs.decode([1000]) == loaded.decode([1000]) == "\N{REPLACEMENT CHARACTER}"
-    assert 1000 in theirs.encode("für").ids  # what is avoided here
+    assert theirs.encode("für", add_special_tokens=False).ids == loaded.encode("für")
+    assert theirs.decode([1001]) == "\N{REPLACEMENT CHARACTER}"  # what is avoided here

@@ -9,7 +9,7 @@ from nautile.models.config import DecoderConfig
 from nautile.text.chat_template import ChatTemplate, encode
 from nautile.text.config import belongs
 from nautile.text.fim import psm_prompt
-from nautile.text.templates.messages import Message
+from nautile.text.templates.messages import Message, check_messages
 from nautile.text.thinking import opened_by
 from nautile.text.tokenizer import Tokenizer
 
@@ -104,6 +104,7 @@ def to_chat_prompt(
             "it continues text and knows of no messages",
             "give the text to generate, or name the built-in template that it was trained on",
         )
+    check_messages(messages)
     text = template.render(messages, thinking=thinking, tools=tools)
     return ChatPrompt(encode(tokenizer, text), opened_by(text))
 

@@ -7,7 +7,7 @@ itself. Chat templates, whose special tokens are meant, pass ``parse_special=Tru
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from tokenizers import decoders, models, processors, trainers
 from nautile.core.atomic import atomic_write_text
 from nautile.core.errors import UserError
 from nautile.text.config import TokenizerConfig
+from nautile.text.definition import read_definition, without_markup
 from nautile.text.pretokenize import byte_alphabet, pre_tokenizer
 from nautile.text.settings import Settings
 
@@ -45,14 +46,13 @@ class Tokenizer:
     """
 
     def __init__(self, definition: str, settings: Settings | None = None, where: str = "tokenizer") -> None:
-        fields = _parse(definition, where)
+        fields = read_definition(definition, where)
         self._definition = definition
         self.settings = settings = settings or Settings()
         """What tokenizer_config.json says."""
         self._added: dict[int, dict[str, Any]] = {token["id"]: token for token in fields["added_tokens"]}
         self._ids: dict[str, int] = {**fields["model"]["vocab"], **{t["content"]: i for i, t in self._added.items()}}
-        # Without its added tokens the tokenizer cannot mistake text for one of them.
-        self._plain = tokenizers.Tokenizer.from_str(json.dumps({**fields, "added_tokens": [], "post_processor": None}))
+        self._plain = without_markup(fields)
         eos = settings.role("eos_token", self._ids)
         if eos is None:
             raise UserError(
@@ -171,7 +171,7 @@ class Tokenizer:
     def _bytes(self) -> tuple[dict[int, bytes], dict[int, bytes]]:
         """Bytes of the tokens that decoding shows, and of the special ones that it hides."""
         alphabet = byte_alphabet()
-        added = {token_id: token["content"].encode() for token_id, token in self._added.items() if not _is_byte(token)}
+        added = {token_id: token["content"].encode() for token_id, token in self._added.items()}
         hidden = {token_id: text for token_id, text in added.items() if self._added[token_id]["special"]}
         shown = {
             token_id: added.get(token_id) or bytes(alphabet[character] for character in name)
@@ -182,11 +182,7 @@ class Tokenizer:
 
     @cached_property
     def _markup(self) -> tokenizers.Tokenizer:
-        fields = json.loads(self._definition)
-        added = fields["added_tokens"]
-        fields["added_tokens"] = [token for token in added if not _is_byte(token)]
-        fields["model"]["vocab"].update({token["content"]: token["id"] for token in added if _is_byte(token)})
-        return tokenizers.Tokenizer.from_str(json.dumps({**fields, "post_processor": None}))
+        return tokenizers.Tokenizer.from_str(self._definition)
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -220,31 +216,6 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     for token in fields["added_tokens"]:
         token["special"] = token["content"] not in VISIBLE
     return Tokenizer(json.dumps(fields, ensure_ascii=False, indent=1))
-
-
-def _parse(definition: str, where: str) -> dict[str, Any]:
-    try:
-        fields = json.loads(definition)
-        kind, decoder = fields["model"]["type"], json.dumps(fields["decoder"])
-    except (json.JSONDecodeError, KeyError, TypeError):
-        kind, decoder, fields = "unknown", "", {}
-    if kind != "BPE" or '"ByteLevel"' not in decoder:
-        raise UserError(
-            f"{where} is not a byte-level BPE tokenizer",
-            "nautile reads the tokenizer.json that DeepSeek, Llama 3 and Qwen models come with",
-            "choose another tokenizer, or leave tokenizer.path empty to train one on the corpus",
-        )
-    return fields
-
-
-def _is_byte(token: Mapping[str, Any]) -> bool:
-    """Whether an added token is one byte in the byte alphabet, and no markup.
-
-    DeepSeek-Coder's first tokenizer adds the 13 bytes that no UTF-8 text contains (C0, C1, F5 to FF) under their names
-    in the alphabet: ``õ``, ``÷``, ``ü``, … . Read as markup, a German ü would become a byte that is no character.
-    """
-    name = token["content"]
-    return not token["special"] and len(name) == 1 and not name.isascii() and name in byte_alphabet()
 
 
 def _check_unicode(text: str) -> None:

@@ -38,6 +38,17 @@ class Conversation:
                 )
 
 
+def check_messages(messages: Sequence[Message]) -> None:
+    """Raise `UserError` if `messages` are none: Jinja would render a text of nothing from them."""
+    listed = [] if isinstance(messages, str | Mapping) else list(messages)
+    if not listed or not all(isinstance(message, Mapping) and "role" in message for message in listed):
+        raise UserError(
+            f"{str(messages)[:60]!r} is no conversation",
+            "messages are a list of at least one",
+            '[{"role": "user", "content": "Hello"}]',
+        )
+
+
 def content(message: Message) -> str:
     """A message's text; nothing where only tools were called.
 
