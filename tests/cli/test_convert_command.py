@@ -24,7 +24,7 @@ def folder(tmp_path):
 def test_convert_prints_what_it_did(folder, tmp_path, capsys):
     assert main(["convert", str(folder), str(tmp_path / "out"), "--dtype", "fp8", "--scale-format", "ue8m0"]) == 0
     told = capsys.readouterr()
-    assert "3 tensors in 1 files" in told.out
+    assert "3 tensors in 1 file," in told.out
     assert "1 quantised, 1 of another dtype now" in told.out
     assert "MB/s" in told.out
     assert "of memory at most" in told.out

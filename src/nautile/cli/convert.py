@@ -58,9 +58,10 @@ def main(argv: Sequence[str]) -> int:
 def print_summary(summary: "Summary") -> None:
     """The result on stdout; what it lacks on stderr."""
     new = summary.bytes_out - summary.bytes_resumed
+    held = f"{_count(summary.tensors, 'tensor')} in {_count(summary.files, 'file')}"
     lines = [
-        f"{summary.destination}",
-        f"  {summary.tensors:,} tensors in {summary.files} files, read back from the disk and found right",
+        str(summary.destination),
+        f"  {held}, read back from the disk and found right",
         f"  {_size(summary.bytes_in)} in, {_size(summary.bytes_out)} out",
         f"  {summary.seconds:.1f} s, {new / summary.seconds / 1e6:.0f} MB/s written",
     ]
@@ -72,6 +73,10 @@ def print_summary(summary: "Summary") -> None:
     print("\n".join([*lines, *(f"  {note}" for note in summary.notes)]))
     if summary.left_out:
         log(f"not copied: {', '.join(summary.left_out)}")
+
+
+def _count(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def _size(count: int) -> str:

@@ -95,14 +95,13 @@ def convert(source: Path, destination: Path, options: Options, threads: int | No
 
 
 @contextmanager
-def _threads(count: int) -> Generator[ThreadPoolExecutor]:
-    """A pool whose threads each compute alone: several chunks are in work at once, so none need be shared."""
+def _threads(count: int) -> Generator[shards.Threads]:
     before = torch.get_num_threads()
     try:
-        with ThreadPoolExecutor(count, "convert", lambda: torch.set_num_threads(1)) as pool:
+        with shards.Threads(count) as pool:
             yield pool
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(before)  # torch's number is one for all threads to come
 
 
 def _manifest(place: Place, wanted: Manifest) -> Manifest:
@@ -118,7 +117,7 @@ def _manifest(place: Place, wanted: Manifest) -> Manifest:
     return wanted
 
 
-def _finished(place: Place, manifest: Manifest, plan: Plan, pool: ThreadPoolExecutor) -> set[str]:
+def _finished(place: Place, manifest: Manifest, plan: Plan, pool: shards.Threads) -> set[str]:
     """Files of an earlier run that still hold what they held; all others are removed."""
     wanted = {shard.file: shard for shard in plan.shards if shard.file in manifest.done}
     good = set()
@@ -130,6 +129,8 @@ def _finished(place: Place, manifest: Manifest, plan: Plan, pool: ThreadPoolExec
             else:
                 warn(f"{place.files / file} is not as it was written; it is made again")
             bar.advance()
+    if good:
+        log(f"going on where an earlier run stopped: {len(good)} of {len(plan.shards)} files are there")
     manifest.done = {file: fold for file, fold in manifest.done.items() if file in good}
     with disk_errors(place.files):
         place.files.mkdir(exist_ok=True)
@@ -152,7 +153,7 @@ def _check_room(place: Place, source: Path, plan: Plan, done: set[str]) -> None:
 
 
 def _write_shards(
-    place: Place, manifest: Manifest, plan: Plan, done: set[str], checkpoint: Checkpoint, pool: ThreadPoolExecutor
+    place: Place, manifest: Manifest, plan: Plan, done: set[str], checkpoint: Checkpoint, pool: shards.Threads
 ) -> None:
     """Write all files that are not done; while one is flushed and read back, the next is already being written."""
     total = sum(shard.tensor_bytes for shard in plan.shards)

@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 from nautile.checkpoint.convert.job import Job, Piece, chunks, make
@@ -24,8 +25,16 @@ AHEAD = 2
 """Chunks per thread that may wait to be written."""
 
 
+class Threads(ThreadPoolExecutor):
+    """A pool whose threads each compute alone: several chunks are in work at once, so none need be shared."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(count, "convert", lambda: torch.set_num_threads(1))
+        self.count = count
+
+
 def write(
-    shard: Shard, path: Path, checkpoint: Checkpoint, pool: ThreadPoolExecutor, advance: Callable[[int], None]
+    shard: Shard, path: Path, checkpoint: Checkpoint, pool: Threads, advance: Callable[[int], None]
 ) -> tuple[ShardWriter, Sums]:
     """Write a file up to the step that flushes it and gives it its name, which is left to the caller.
 
@@ -64,7 +73,7 @@ def write(
     return writer, sums
 
 
-def close(writer: ShardWriter, shard: Shard, path: Path, sums: Sums, pool: ThreadPoolExecutor) -> None:
+def close(writer: ShardWriter, shard: Shard, path: Path, sums: Sums, pool: Threads) -> None:
     """Flush a written file, read it back and compare.
 
     Raises:
@@ -83,7 +92,7 @@ def close(writer: ShardWriter, shard: Shard, path: Path, sums: Sums, pool: Threa
         )
 
 
-def difference(shard: Shard, path: Path, sums: Sums, pool: ThreadPoolExecutor) -> str | None:
+def difference(shard: Shard, path: Path, sums: Sums, pool: Threads) -> str | None:
     """How the file differs from what it should hold; None if it does not."""
     with ShardReader(path) as reader:
         problem = misfit(shard, reader)
@@ -107,7 +116,7 @@ def misfit(shard: Shard, reader: ShardReader) -> str | None:
     return None
 
 
-def checksums(shard: Shard, path: Path, pool: ThreadPoolExecutor) -> Sums | None:
+def checksums(shard: Shard, path: Path, pool: Threads) -> Sums | None:
     """Checksums of a file found on the disk; None when it is not a whole file of this shard."""
     try:
         with ShardReader(path) as reader:
@@ -128,10 +137,10 @@ def fold(sums: Sums) -> str:
     return hashlib.sha256(b"".join(one.to_bytes(4, "little") for one in sums)).hexdigest()
 
 
-def in_order(pool: ThreadPoolExecutor, tasks: Iterable[Callable[[], T]]) -> Iterator[T]:
+def in_order(pool: Threads, tasks: Iterable[Callable[[], T]]) -> Iterator[T]:
     """Results of `tasks` in their order, a few of them computed ahead."""
     waiting: deque[Future[T]] = deque()
-    most = AHEAD * pool._max_workers
+    most = AHEAD * pool.count
     try:
         for task in tasks:
             waiting.append(pool.submit(task))
@@ -155,7 +164,7 @@ def forget(path: Path) -> None:
         os.close(handle)
 
 
-def _checksums(reader: ShardReader, pieces: Iterable[Piece], pool: ThreadPoolExecutor) -> Iterator[int]:
+def _checksums(reader: ShardReader, pieces: Iterable[Piece], pool: Threads) -> Iterator[int]:
     def task(piece: Piece) -> Callable[[], int]:
         return lambda: zlib.crc32(memory(_stored(reader, piece)))
 
