@@ -242,7 +242,7 @@ def fp8_folder(folder: Path, tensors: dict[str, Tensor], quantization: Fp8Format
 @pytest.mark.parametrize("rows", [576, 144, 128, 100])
 @pytest.mark.parametrize("scale_dtype", [torch.float32, torch.bfloat16, torch.float8_e8m0fnu])
 def test_projections_that_no_block_divides(rows: int, scale_dtype: torch.dtype, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("nautile.checkpoint.source.SCRATCH", 4 * 200 * 128)
+    monkeypatch.setattr("nautile.checkpoint.source._TILE", 200 * 50)
     codes, scale = quantize(torch.randn(rows, 200), scale_fmt="ue8m0")
     fp8_folder(tmp_path, {"p.weight": codes, "p.weight_scale_inv": scale.to(scale_dtype), "q": torch.ones(2)})
     want = naive_dequantize(codes[:, ::50], scale.repeat_interleave(3, 1)[:, :4], (128, 1)) if rows == 144 else None

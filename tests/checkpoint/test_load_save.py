@@ -3,6 +3,8 @@
 import json
 import os
 import resource
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +14,11 @@ from safetensors import safe_open
 
 import nautile
 from nautile.checkpoint import save as save_module
+from nautile.checkpoint.allocate import allocate, meta_device
 from nautile.checkpoint.compare import Comparison, compare
 from nautile.checkpoint.index import SAFETENSORS
 from nautile.checkpoint.layout import Layout
-from nautile.checkpoint.load import allocate, load_into
+from nautile.checkpoint.load import load_into
 from nautile.checkpoint.save import save_from
 from nautile.checkpoint.source import open_checkpoint
 from nautile.core.errors import DiskFullError, NautileError, UserError
@@ -237,6 +240,31 @@ def test_a_parameter_can_ask_to_stay_float32() -> None:
     allocate(tied, torch.bfloat16)
     assert (module.weight.dtype, module.bias.dtype) == (torch.bfloat16, torch.float32)
     assert tied[1].weight is module.weight and getattr(module.bias, "keep_float32", False) and not module.weight.is_meta
+
+
+def test_building_on_the_meta_device_imports_no_compiler(tmp_path: Path) -> None:
+    """It takes torch longer to import one than to read a gigabyte."""
+    nautile.save(made(), tmp_path)
+    script = f"""
+import sys, torch, nautile
+nautile.load({str(tmp_path)!r})
+assert not any(name in sys.modules for name in ("sympy", "torch._dynamo"))
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+    with meta_device():
+        linear = torch.nn.Linear(3, 2)
+        assert linear.weight.is_meta and torch.nn.Embedding(3, 2).weight.is_meta and torch.ones(2).is_meta
+    assert torch.nn.Linear(3, 2).weight.abs().sum() > 0  # initialised again outside
+
+
+def test_loading_keeps_the_number_of_threads(tmp_path: Path) -> None:
+    save_from(made(), tmp_path, layout(V3_NANO))
+    before = torch.get_num_threads()
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        read(tmp_path)
+        assert torch.get_num_threads() == threads
+    torch.set_num_threads(before)
 
 
 def test_large_weights_are_filled_in_portions(tmp_path: Path, monkeypatch) -> None:

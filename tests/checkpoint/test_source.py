@@ -110,9 +110,7 @@ def test_a_cut_shard_is_called_damaged(folder: Path) -> None:
 
 def test_shards_without_an_index(folder: Path) -> None:
     (folder / SAFETENSORS.index).unlink()
-    with pytest.raises(
-        UserError, match=r"(?s)one\.safetensors but no .*download model\.safetensors\.index\.json"
-    ):
+    with pytest.raises(UserError, match=r"(?s)one\.safetensors but no .*download model\.safetensors\.index\.json"):
         open_checkpoint(folder)
 
 

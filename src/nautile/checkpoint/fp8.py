@@ -103,10 +103,27 @@ def dequantize(weight_RC: Tensor, scale_inv_rc: Tensor, block: Block = (128, 128
         start: Row of the whole weight that `weight_RC` begins with.
     """
     scale_Rc = scale_inv_rc.float()[torch.arange(start, start + len(weight_RC)) // block[0]]
-    out_RC = weight_RC.float()
+    out_RC = _divided_by_256(weight_RC)
+    if out_RC is None or not (scale_Rc * 256).isfinite().all():
+        out_RC = weight_RC.float()
+    else:
+        scale_Rc = scale_Rc * 256
     for part, at in _block_columns(out_RC, block[1]):
         part.mul_(scale_Rc[:, at, None])
     return out_RC
+
+
+def _divided_by_256(x: Tensor) -> Tensor | None:
+    """float8_e4m3fn → float32 of x / 2⁸, exactly; about fifteen times as fast as torch's conversion on a CPU.
+
+    Moved up by 7 bits, exponent and mantissa of x are those of a float16 that is 2⁸ times smaller, since the exponents'
+    biases are 7 and 15; subnormal numbers follow the same rule. NaN does not: None if there is one.
+    """
+    bits = x.view(torch.int8)
+    if x.device.type != "cpu" or not x.numel() or (bits & 0x7F).amax() == 0x7F:
+        return None
+    without_copied_sign = ~(1 << 14)  # widening repeats the sign in the bits above
+    return ((bits.to(torch.int16) << 7) & without_copied_sign).view(torch.float16).float()
 
 
 def quantize(

@@ -1,13 +1,9 @@
 """From a folder into a model: every byte is read once, into the place where it stays.
 
-Peak memory is the model and a scratch of a few MiB per thread. Two things decide the speed: pages of 2 MiB instead of
-4 KiB for the weights, because most of the time of reading a cached file into fresh memory goes into its page faults;
-and several reads at once, since reading and converting leave Python's lock alone.
+Several tensors, or portions of large ones, are read at once, since reading and converting leave Python's lock alone.
+Peak memory is the model and a scratch of a few MiB per thread.
 """
 
-import ctypes
-import os
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -18,40 +14,12 @@ from nautile.checkpoint.compare import compare, targets
 from nautile.checkpoint.layout import Layout
 from nautile.checkpoint.source import Checkpoint
 from nautile.core.errors import UserError
+from nautile.core.machine import cores
 
 _JOB = 16 << 20
 """Bytes of the destination that one thread fills at a time, so that one large embedding keeps all threads busy."""
-_HUGE_PAGE = 2 << 20
-_MADV_HUGEPAGE = 14
-
-
-def allocate(model: nn.Module, dtype: torch.dtype, device: str | torch.device = "cpu") -> None:
-    """Replace a meta-device model's parameters and buffers by uninitialised ones. Tied parameters stay tied.
-
-    Parameters become `dtype`, except those that carry an attribute ``keep_float32 = True`` (set by the layer that
-    needs it, such as the indexer's ``weights_proj``), which become float32. Buffers keep their dtype: correction
-    biases are float32 always, since bfloat16 has steps of 0.03 where published ones lie.
-    """
-    made: dict[int, nn.Parameter] = {}
-    for module in model.modules():
-        for name, old in module._parameters.items():
-            if old is not None:
-                if id(old) not in made:
-                    made[id(old)] = _like(old, dtype, device)
-                module._parameters[name] = made[id(old)]
-        for name, buffer in module._buffers.items():
-            if buffer is not None:
-                module._buffers[name] = torch.empty_like(buffer, device=device)
-
-
-def _like(old: nn.Parameter, dtype: torch.dtype, device: str | torch.device) -> nn.Parameter:
-    keep = getattr(old, "keep_float32", False)
-    data = torch.empty(old.shape, dtype=torch.float32 if keep else dtype, device=device)
-    _ask_for_huge_pages(data)
-    new = nn.Parameter(data, requires_grad=old.requires_grad)
-    if keep:
-        setattr(new, "keep_float32", True)  # noqa: B010 (an attribute of ours on torch's class)
-    return new
+_THREADS = 8
+"""At most; otherwise one per core."""
 
 
 def load_into(model: nn.Module, checkpoint: Checkpoint, layout: Layout) -> None:
@@ -82,9 +50,13 @@ def check_fit(model: nn.Module, checkpoint: Checkpoint, layout: Layout) -> None:
 def fill(model: nn.Module, checkpoint: Checkpoint, layout: Layout) -> None:
     """Read every parameter and buffer of a `model` that fits, converting dtypes and dequantising FP8 blocks."""
     jobs = _jobs(targets(model, layout), checkpoint)
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        for _ in pool.map(lambda job: job.run(checkpoint), jobs):
-            pass
+    threads = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(min(_THREADS, cores()), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            for _ in pool.map(lambda job: job.run(checkpoint), jobs):
+                pass
+    finally:
+        torch.set_num_threads(threads)  # of threads that are yet to start; this one has kept its number
 
 
 @dataclass(frozen=True)
@@ -115,16 +87,3 @@ def _jobs(needed: dict[str, Tensor], checkpoint: Checkpoint) -> list[_Job]:
         else:
             jobs += [_Job(name, slice(at, min(at + step, rows)), out[at : at + step]) for at in range(0, rows, step)]
     return jobs
-
-
-def _ask_for_huge_pages(tensor: Tensor) -> None:
-    """Ask Linux for pages of 2 MiB under a fresh tensor in main memory; elsewhere, or if it declines, nothing changes.
-
-    Measured on two cores with a cached file: 2 to 4.5 GB/s into fresh 4 KiB pages, 6 to 13 GB/s into these.
-    """
-    if sys.platform != "linux" or tensor.device.type != "cpu":
-        return
-    begin = -(-tensor.data_ptr() // _HUGE_PAGE) * _HUGE_PAGE
-    end = (tensor.data_ptr() + tensor.numel() * tensor.element_size()) // _HUGE_PAGE * _HUGE_PAGE
-    if end > begin:
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), _MADV_HUGEPAGE)

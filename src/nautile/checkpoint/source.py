@@ -15,8 +15,11 @@ from nautile.checkpoint.fp8 import SCALE, Fp8Format, dequantize, read_quantizati
 from nautile.checkpoint.header import TensorInfo
 from nautile.checkpoint.index import SAFETENSORS, check_index, weight_files
 from nautile.checkpoint.pickled import PickledReader
-from nautile.checkpoint.shard import SCRATCH, ShardReader
+from nautile.checkpoint.shard import ShardReader
 from nautile.core.errors import UserError
+
+_TILE = 1 << 18
+"""Elements that are dequantised at a time: their float32 values fit a core's second-level cache."""
 
 
 class Reader(Protocol):
@@ -80,8 +83,7 @@ class Checkpoint:
         start, stop = (0, info.shape[0]) if rows is None else (rows.start, rows.stop)
         if out is None:
             out = torch.empty(stop - start, *info.shape[1:])
-        # A few block rows at a time: the float32 scratch stays small whatever the weight's size.
-        step = max(1, SCRATCH // (4 * max(1, info.shape[1]) * self.quantization.block[0])) * self.quantization.block[0]
+        step = max(1, _TILE // max(1, info.shape[1]))
         for at in range(start, stop, step):
             part = self._reader[name].read_rows(name, at, min(at + step, stop))
             out.detach()[at - start :][: len(part)] = dequantize(part, scales, self.quantization.block, at)

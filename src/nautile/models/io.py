@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
+from nautile.checkpoint.allocate import allocate, meta_device
 from nautile.checkpoint.hub import resolve
-from nautile.checkpoint.load import allocate, check_fit, fill
+from nautile.checkpoint.load import check_fit, fill
 from nautile.checkpoint.save import save_from
 from nautile.checkpoint.source import Checkpoint, open_checkpoint
 from nautile.core.atomic import atomic_write_text
@@ -47,7 +48,7 @@ def load_model(
     config = read_config(folder, overrides)
     with open_checkpoint(folder, allow_pickle) as checkpoint:
         config = without_absent_mtp(config, checkpoint)
-        with torch.device("meta"):
+        with meta_device():
             model = build_model(config, experts)
         layout = layout_of(config, experts)
         check_fit(model, checkpoint, layout)
