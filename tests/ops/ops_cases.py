@@ -88,6 +88,23 @@ def loss(T: int, D: int, V: int, chunk: int, ignored: tuple[int, ...] = (), size
     return make
 
 
+def projection(*shape: int, out: int, bias: bool = False, strided: bool = False):
+    def make(generator: torch.Generator) -> tuple:
+        x = normal(generator, *shape[:-1], 2 * shape[-1])[..., ::2] if strided else normal(generator, *shape)
+        weight = normal(generator, shape[-1], out).t() if strided else normal(generator, out, shape[-1])
+        return x, weight / shape[-1] ** 0.5, normal(generator, out) if bias else None
+
+    return make
+
+
+def gated(*shape: int, out: int, strided: bool = False):
+    def make(generator: torch.Generator) -> tuple:
+        x, gate, _ = projection(*shape, out=out, strided=strided)(generator)
+        return x, gate, normal(generator, *gate.shape) / shape[-1] ** 0.5
+
+    return make
+
+
 def one_expert(T: int, K: int) -> Tensor:
     return torch.full((T, K), 2)
 
@@ -119,6 +136,17 @@ CASES = [
     Case("grouped_swiglu", "no-tokens", experts(0, 6, 4, 5, 2, one_expert)),
     Case("grouped_swiglu", "one-token", experts(1, 6, 4, 5, 2)),
     Case("grouped_swiglu", "strided", experts(11, 6, 4, 5, 2, strided=True)),
+    Case("grouped_swiglu", "many-rows", experts(90, 5, 3, 3, 2)),
+    Case("linear", "odd", projection(37, 5, out=7)),
+    Case("linear", "bias", projection(2, 19, 5, out=7, bias=True)),
+    Case("linear", "few-rows", projection(3, 5, out=7, bias=True)),
+    Case("linear", "no-rows", projection(0, 5, out=7)),
+    Case("linear", "strided", projection(33, 6, out=5, strided=True)),
+    Case("gated_linear", "odd", gated(37, 5, out=7)),
+    Case("gated_linear", "three-dimensions", gated(2, 19, 5, out=7)),
+    Case("gated_linear", "few-rows", gated(3, 5, out=7)),
+    Case("gated_linear", "no-rows", gated(0, 5, out=7)),
+    Case("gated_linear", "strided", gated(33, 6, out=5, strided=True)),
     Case("swiglu", "odd", pair(5, 7)),
     Case("swiglu", "three-dimensions", pair(2, 3, 5)),
     Case("swiglu", "empty", pair(0, 7)),

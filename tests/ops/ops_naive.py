@@ -31,6 +31,15 @@ def grouped_swiglu(x, gate_up, down, experts, weights) -> Tensor:
     return torch.stack(rows) if rows else x * 1
 
 
+def linear(x, weight, bias=None) -> Tensor:
+    y = (x.unsqueeze(-2) * weight).sum(-1)
+    return y if bias is None else y + bias
+
+
+def gated_linear(x, gate, up) -> Tensor:
+    return swiglu(linear(x, gate), linear(x, up))
+
+
 def swiglu(gate, up) -> Tensor:
     return gate / (1 + torch.exp(-gate)) * up
 

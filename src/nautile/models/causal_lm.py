@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from nautile.core.context import CacheSpec, ForwardContext
 from nautile.layers.block import Block
 from nautile.layers.decoder import Decoder, DecoderOutput
+from nautile.layers.linear import Linear
 from nautile.layers.moe.experts import Experts
 from nautile.layers.moe.router import Router
 from nautile.layers.mtp import MTPModule
@@ -33,7 +34,7 @@ class CausalLM(nn.Module):
         super().__init__()
         self.config = c = config
         self.model = Decoder(c.vocab_size, c.hidden_size, blocks, c.rms_norm_eps)
-        self.lm_head = nn.Linear(c.hidden_size, c.vocab_size, bias=False)
+        self.lm_head = Linear(c.hidden_size, c.vocab_size, bias=False)
         if c.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
         self.mtp = nn.ModuleList(MTPModule(c.hidden_size, c.rms_norm_eps, block) for block in mtp_blocks)

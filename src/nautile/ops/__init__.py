@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from nautile.ops.dispatch import choices, use
     from nautile.ops.experts import grouped_swiglu
     from nautile.ops.indexer import index_scores, top_rows
+    from nautile.ops.linear import gated_linear, linear
     from nautile.ops.norm import rms_norm
     from nautile.ops.rotary import rotate_half_split, rotate_interleaved
     from nautile.ops.sparse_attention import gathered_attention, selected_attention
@@ -20,9 +21,11 @@ if TYPE_CHECKING:
 _HOME = {
     "causal_attention": "attention",
     "choices": "dispatch",
+    "gated_linear": "linear",
     "gathered_attention": "sparse_attention",
     "grouped_swiglu": "experts",
     "index_scores": "indexer",
+    "linear": "linear",
     "linear_cross_entropy": "cross_entropy",
     "rms_norm": "norm",
     "rotate_half_split": "rotary",
@@ -36,9 +39,11 @@ _HOME = {
 __all__ = [
     "causal_attention",
     "choices",
+    "gated_linear",
     "gathered_attention",
     "grouped_swiglu",
     "index_scores",
+    "linear",
     "linear_cross_entropy",
     "rms_norm",
     "rotate_half_split",

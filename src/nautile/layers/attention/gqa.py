@@ -10,11 +10,12 @@ B sequences, S queries, T keys, D model, H query heads, G key heads of J = H / G
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nautile import ops
 from nautile.core.context import CacheSpec, ForwardContext
 from nautile.layers.attention.base import Attention
+from nautile.layers.linear import Linear
 from nautile.layers.rope import Rope
 
 
@@ -47,10 +48,10 @@ class GroupedQueryAttention(Attention):
         self.layer, self.n_heads, self.n_kv_heads, self.head_dim = layer, n_heads, n_kv_heads, head_dim
         self.rope = rope
         self.scale = head_dim**-0.5 * rope.softmax_factor
-        self.q_proj = nn.Linear(dim, n_heads * head_dim, bias=qkv_bias)
-        self.k_proj = nn.Linear(dim, n_kv_heads * head_dim, bias=qkv_bias)
-        self.v_proj = nn.Linear(dim, n_kv_heads * head_dim, bias=qkv_bias)
-        self.o_proj = nn.Linear(n_heads * head_dim, dim, bias=output_bias)
+        self.q_proj = Linear(dim, n_heads * head_dim, bias=qkv_bias)
+        self.k_proj = Linear(dim, n_kv_heads * head_dim, bias=qkv_bias)
+        self.v_proj = Linear(dim, n_kv_heads * head_dim, bias=qkv_bias)
+        self.o_proj = Linear(n_heads * head_dim, dim, bias=output_bias)
 
     def forward(self, x_BSD: Tensor, ctx: ForwardContext) -> Tensor:
         """[B, S, D] → [B, S, D]; over the rows of the cache where there are past tokens."""

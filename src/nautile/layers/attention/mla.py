@@ -14,11 +14,12 @@ B sequences, S queries, T keys, D model, H heads, N nope, R rope, V value, C lat
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nautile import ops
 from nautile.core.context import CacheSpec, ForwardContext
 from nautile.layers.attention.base import Attention
+from nautile.layers.linear import Linear
 from nautile.layers.norm import RMSNorm
 from nautile.layers.rope import Rope
 
@@ -60,16 +61,16 @@ class MLA(Attention):
         self.scale = (nope_dim + rope_dim) ** -0.5 * rope.softmax_factor
         q_width = n_heads * (nope_dim + rope_dim)
         if q_lora_rank is None:
-            self.q_proj = nn.Linear(dim, q_width, bias=False)
+            self.q_proj = Linear(dim, q_width, bias=False)
         else:
-            self.q_a_proj = nn.Linear(dim, q_lora_rank, bias=False)
+            self.q_a_proj = Linear(dim, q_lora_rank, bias=False)
             self.q_a_layernorm = RMSNorm(q_lora_rank, LATENT_EPS)
-            self.q_b_proj = nn.Linear(q_lora_rank, q_width, bias=False)
+            self.q_b_proj = Linear(q_lora_rank, q_width, bias=False)
         self.has_q_latent = q_lora_rank is not None
-        self.kv_a_proj_with_mqa = nn.Linear(dim, kv_lora_rank + rope_dim, bias=False)
+        self.kv_a_proj_with_mqa = Linear(dim, kv_lora_rank + rope_dim, bias=False)
         self.kv_a_layernorm = RMSNorm(kv_lora_rank, LATENT_EPS)
-        self.kv_b_proj = nn.Linear(kv_lora_rank, n_heads * (nope_dim + v_dim), bias=False)
-        self.o_proj = nn.Linear(n_heads * v_dim, dim, bias=False)
+        self.kv_b_proj = Linear(kv_lora_rank, n_heads * (nope_dim + v_dim), bias=False)
+        self.o_proj = Linear(n_heads * v_dim, dim, bias=False)
 
     def forward(self, x_BSD: Tensor, ctx: ForwardContext) -> Tensor:
         """[B, S, D] → [B, S, D]; absorbed over past tokens in the cache, expanded where there are none."""
@@ -125,8 +126,8 @@ class MLA(Attention):
         kv_BSHX = self.kv_b_proj(c_BSC).unflatten(-1, (self.n_heads, -1))
         k_nope_BSHN, v_BSHV = kv_BSHX.split([self.nope_dim, self.v_dim], dim=-1)
         k_rope_BSHR = k_rope_BSR[:, :, None].expand(-1, -1, self.n_heads, -1)
-        q_BSHQ = torch.cat([q_nope_BSHN, q_rope_BSHR], dim=-1)
-        k_BSHQ = torch.cat([k_nope_BSHN, k_rope_BSHR.to(k_nope_BSHN.dtype)], dim=-1)
+        q_BSHQ = join_heads(q_nope_BSHN, q_rope_BSHR)
+        k_BSHQ = join_heads(k_nope_BSHN, k_rope_BSHR.to(k_nope_BSHN.dtype))
         return q_BSHQ, k_BSHQ, v_BSHV
 
     def attend_absorbed(
@@ -151,3 +152,8 @@ class MLA(Attention):
     def cache_spec(self) -> CacheSpec:
         """C + R numbers per token, for all heads together (V2 §2.1.4)."""
         return CacheSpec(paged={"c_kv": (self.kv_lora_rank,), "k_rope": (self.rope_dim,)})
+
+
+def join_heads(nope_BSHN: Tensor, rope_BSHR: Tensor) -> Tensor:
+    """[B, S, H, N + R], laid out in memory head by head, as attention multiplies it: one copy instead of two."""
+    return torch.cat([nope_BSHN.transpose(1, 2), rope_BSHR.transpose(1, 2)], dim=-1).transpose(1, 2)

@@ -12,7 +12,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from nautile.ops.cpu import onednn
 from nautile.ops.cpu.support import floats_on_cpu as why_not
+from nautile.ops.cpu.support import needs_gradient
 from nautile.ops.precision import compute_dtype, no_autocast
 
 __all__ = ["grouped_swiglu", "why_not"]
@@ -22,7 +24,29 @@ def grouped_swiglu(
     x_TD: Tensor, gate_up_E2FD: Tensor, down_EDF: Tensor, experts_TK: Tensor, weights_TK: Tensor
 ) -> Tensor:
     """See `nautile.ops.grouped_swiglu`."""
-    return _GroupedSwiglu.apply(x_TD, gate_up_E2FD, down_EDF, experts_TK, weights_TK, compute_dtype(x_TD))
+    dtype = compute_dtype(x_TD)
+    if needs_gradient(x_TD, gate_up_E2FD, down_EDF, weights_TK):
+        return _GroupedSwiglu.apply(x_TD, gate_up_E2FD, down_EDF, experts_TK, weights_TK, dtype)
+    with no_autocast(x_TD):
+        return _mixture(x_TD.to(dtype), gate_up_E2FD.to(dtype), down_EDF.to(dtype), experts_TK, weights_TK.to(dtype))
+
+
+def _mixture(x_TD: Tensor, gate_up_E2FD: Tensor, down_EDF: Tensor, experts_TK: Tensor, weights_TK: Tensor) -> Tensor:
+    """The mixture of which nothing is kept."""
+    E, _, F_ = down_EDF.shape
+    layout = _Layout.of(experts_TK, E)
+    weight_R1 = layout.to_rows(weights_TK)
+    out_RD = x_TD.new_empty(layout.token_R.numel(), x_TD.shape[1])
+    for e, a, b in layout.spans:
+        x, (gate, up) = x_TD.index_select(0, layout.token_R[a:b]), gate_up_E2FD[e].split(F_)
+        fast = onednn.suits(x, gate, down_EDF)
+        hidden = onednn.gated_product(x, gate, up) if fast else F.silu(torch.mm(x, gate.t())).mul_(torch.mm(x, up.t()))
+        hidden.mul_(weight_R1[a:b])
+        if fast and x.dtype == torch.float32:
+            out_RD[a:b] = onednn.product(hidden, down_EDF[e])
+        else:
+            torch.mm(hidden, down_EDF[e].t(), out=out_RD[a:b])
+    return layout.sum_per_token(out_RD)
 
 
 @dataclass(frozen=True)
