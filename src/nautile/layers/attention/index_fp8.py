@@ -11,6 +11,8 @@ with H in Sylvester order. H is orthogonal, so without the rounding q·k is what
 import torch
 from torch import Tensor
 
+from nautile.ops.precision import accumulate_dtype
+
 LARGEST = 448.0
 """Largest finite float8_e4m3fn."""
 SMALLEST_AMAX = 1e-4
@@ -18,17 +20,17 @@ SMALLEST_AMAX = 1e-4
 
 
 def hadamard(x: Tensor) -> Tensor:
-    """H x · I^−½ over the last dimension, I a power of two, in the dtype of x.
+    """H x · I^−½ over the last dimension, I a power of two: summed in float32 or better, in the dtype of x.
 
     H_1 = (1), H_2n = [[H_n, H_n], [H_n, −H_n]]: log2 I sweeps of sums and differences instead of a product.
     """
     width = x.shape[-1]
-    y, half = x, 1
+    y, half = x.to(accumulate_dtype(x)), 1
     while half < width:
         first, second = y.unflatten(-1, (-1, 2, half)).unbind(-2)
         y = torch.stack([first + second, first - second], dim=-2).flatten(-3)
         half *= 2
-    return y * width**-0.5
+    return (y * width**-0.5).to(x.dtype)
 
 
 def fp8_rounded(x: Tensor) -> Tensor:
