@@ -149,7 +149,7 @@ def test_fp8_rounding_is_one_power_of_two_per_vector(size: float) -> None:
     x = size * torch.randn(7, 16, generator=torch.Generator().manual_seed(2))
     x[0] = 0.0
     x[1, 0] = 448.0 * 4  # amax / 448 is a power of two itself
-    x[1, 1:] = 0.3
+    x[1, 1:] = 0.025  # under twice the scale it would be rounded otherwise
     got = fp8_rounded(x)
     for row, rounded in zip(x.tolist(), got.tolist(), strict=True):
         amax = max(max(map(abs, row)), 1e-4)
