@@ -80,14 +80,14 @@ def check(model: str, allow_pickle: bool = False) -> dict[str, Any]:
 
 
 def _examine(name: str, folder: Path, promised: "DecoderConfig", checkpoint: "Checkpoint") -> dict[str, Any]:
-    import torch
 
+    from nautile.checkpoint.allocate import meta_device
     from nautile.checkpoint.compare import compare
     from nautile.models.family import build_model, layout_of
     from nautile.models.io import without_absent_mtp
 
     config = without_absent_mtp(promised, checkpoint)
-    with torch.device("meta"):
+    with meta_device():
         model = build_model(config)
     comparison = compare(model, checkpoint, layout_of(config))
     problems, notes = _beside_the_weights(folder, config, checkpoint)
