@@ -239,10 +239,12 @@ def write_model(family: str, folder: Path) -> None:
 
 
 def load_ours(folder: str, dtype: Any) -> Forward:
-    """Ours."""
+    """Ours, with logits in the dtype of the weights, as transformers returns them; `model(tokens)` is float32."""
     import nautile
+    from nautile.core.context import ForwardContext
 
-    return nautile.load(folder, dtype=dtype)
+    model = nautile.load(folder, dtype=dtype)
+    return lambda ids: model.lm_head(model.hidden(ForwardContext.for_tokens(ids)).hidden_BSD)
 
 
 def load_theirs(family: str, folder: str, dtype: Any) -> dict[str, Forward]:
