@@ -1,6 +1,6 @@
 """One decode step of sparse attention beside dense attention, over contexts of several lengths.
 
-    python benchmarks/sparse_decode.py --threads 2 > benchmarks/results/sparse_decode.json
+    python benchmarks/sparse_decode.py > benchmarks/results/sparse_decode.json
 
 One attention layer with every size as published for DeepSeek-V3.2 (128 heads, latents of 512 + 64, 64 indexer heads of
 128 dimensions) reads one new token over a filled cache, in float32, dense and sparse alternately. Two series: growing
@@ -42,8 +42,8 @@ FLOAT = 4
 def main() -> None:
     """Measure and print both series."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=6, help="passes over all points")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=8, help="passes over all points")
     parser.add_argument("--repeats", type=int, default=3, help="timed steps of each kind at each point and pass")
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS, help="contexts of the first series")
     parser.add_argument("--topks", type=int, nargs="+", default=TOPKS, help="selections of the second series")
