@@ -1,11 +1,5 @@
-"""A model's memory: built without any on the meta device, compared with its folder, and only then allocated, in place.
+"""A model's memory: built without any on the meta device, compared with its folder, and only then allocated, in place."""
 
-Pages of 2 MiB instead of 4 KiB decide how fast weights are read from a cached file, since most of that time goes into
-the page faults of fresh memory.
-"""
-
-import ctypes
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,9 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-
-_HUGE_PAGE = 2 << 20
-_MADV_HUGEPAGE = 14
 
 
 @contextmanager
@@ -61,21 +52,7 @@ def allocate(model: nn.Module, dtype: torch.dtype, device: str | torch.device = 
 def _like(old: nn.Parameter, dtype: torch.dtype, device: str | torch.device) -> nn.Parameter:
     keep = getattr(old, "keep_float32", False)
     data = torch.empty(old.shape, dtype=torch.float32 if keep else dtype, device=device)
-    _ask_for_huge_pages(data)
     new = nn.Parameter(data, requires_grad=old.requires_grad)
     if keep:
         setattr(new, "keep_float32", True)  # noqa: B010 (an attribute of ours on torch's class)
     return new
-
-
-def _ask_for_huge_pages(tensor: Tensor) -> None:
-    """Ask Linux for pages of 2 MiB under a fresh tensor in main memory; elsewhere, or if it declines, nothing changes.
-
-    Measured on two cores with a cached file: 2 to 4.5 GB/s into fresh 4 KiB pages, 6 to 13 GB/s into these.
-    """
-    if sys.platform != "linux" or tensor.device.type != "cpu":
-        return
-    begin = -(-tensor.data_ptr() // _HUGE_PAGE) * _HUGE_PAGE
-    end = (tensor.data_ptr() + tensor.numel() * tensor.element_size()) // _HUGE_PAGE * _HUGE_PAGE
-    if end > begin:
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), _MADV_HUGEPAGE)
