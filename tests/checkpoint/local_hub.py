@@ -3,6 +3,7 @@
 import hashlib
 import json
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
@@ -16,6 +17,8 @@ class LocalHub:
         self.files = files
         self.cut: dict[str, int] = {}
         """File → bytes after which its next answer breaks off."""
+        self.slow: dict[str, float] = {}
+        """File → seconds that sending it takes."""
         self.refusal: tuple[int, str] | None = None
         """Status and X-Error-Code of every answer."""
         self.requests: list[tuple[str, str, str | None]] = []
@@ -83,7 +86,19 @@ def _handler(hub: LocalHub) -> type[BaseHTTPRequestHandler]:
                 start, stop = int(first), min(int(last) + 1 if last else whole, whole)
                 headers["Content-Range"] = f"bytes {start}-{stop - 1}/{whole}"
                 status, data = 206, data[start:stop]
-            self.send(status, data, headers, body, hub.cut.pop(name, None) if body else None)
+            if body and name in hub.slow:
+                self.send_slowly(data, headers, hub.slow[name])
+            else:
+                self.send(status, data, headers, body, hub.cut.pop(name, None) if body else None)
+
+        def send_slowly(self, data: bytes, headers: dict[str, str], seconds: float, steps: int = 20) -> None:
+            self.send(200, data, headers, cut=0)
+            for part in range(0, len(data), len(data) // steps):
+                time.sleep(seconds / steps)
+                try:
+                    self.wfile.write(data[part : part + len(data) // steps])
+                except OSError:  # the reader has gone
+                    return
 
         def send(self, status: int, data: bytes, headers=None, body: bool = True, cut: int | None = None) -> None:
             self.send_response(status)

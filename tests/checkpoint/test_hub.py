@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 from local_hub import COMMIT, LocalHub
 
-from nautile.checkpoint import hub as hub_module
+from nautile.checkpoint import hub_progress
 from nautile.checkpoint.hub import Remote, remote_name, resolve
 from nautile.checkpoint.hub_errors import told
 from nautile.core.errors import DiskFullError, NautileError, UserError
@@ -49,17 +50,18 @@ def hub():
 def ask(tmp_path, hub):
     """Call resolve() in a new process, as a command does: the library reads its environment when it is imported."""
 
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "TRANSFORMERS_"))}
+    environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_DISABLE_XET": "1"}
+    environment |= {"HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1"}
+
     def asked(word="org/tiny", *, env=None, **options) -> subprocess.CompletedProcess:
-        environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "TRANSFORMERS_"))}
-        environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_DISABLE_XET": "1"}
-        environment |= {"HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1"} | (env or {})
-        code = ASK.format(word=word, options=options)
-        done = subprocess.run(
-            [sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60
-        )
+        command = [sys.executable, "-c", ASK.format(word=word, options=options)]
+        variables = environment | (env or {})
+        done = subprocess.run(command, env=variables, cwd=tmp_path, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr
         return done
 
+    asked.environment = environment
     return asked
 
 
@@ -77,6 +79,7 @@ def test_only_what_a_model_needs_is_downloaded_and_said_on_stderr(ask, hub):
     ]
     assert (folder(done) / "model.safetensors").read_bytes() == FILES["model.safetensors"]
     assert "org/tiny: downloading 4 of 4 files, 1.0 MB" in done.stderr
+    assert "%" not in done.stderr  # no bars where there is no terminal
 
 
 def test_a_second_call_fetches_nothing_and_offline_needs_no_server(ask, hub):
@@ -170,23 +173,48 @@ def test_a_name_that_cannot_exist(ask, hub):
 
 
 def test_a_disk_without_room_is_known_before_the_first_byte(tmp_path, monkeypatch):
-    monkeypatch.setattr(hub_module, "_free", lambda folder: 1000)
-    with pytest.raises(DiskFullError, match=r"(?s)2 files of 4\.0 KB.*nothing has been downloaded"), _announced():
+    def announced():
+        return hub_progress.announced("org/absent", tmp_path / "hub" / "models", COMMIT, {"a.json": 2000, "b": 2000})
+
+    monkeypatch.setattr(hub_progress, "_free", lambda folder: 1000)
+    with pytest.raises(DiskFullError, match=r"(?s)2 files of 4\.0 KB.*nothing has been downloaded"), announced():
         raise AssertionError
-    monkeypatch.setattr(hub_module, "_free", lambda folder: 5000)
-    with _announced():
-        pass
+    monkeypatch.setattr(hub_progress, "_free", lambda folder: 5000)
+    with announced() as dropped:
+        assert not dropped.is_set()
 
 
-def _announced():
-    return hub_module._announced(Remote("org/absent"), COMMIT, {"a.json": 2000, "b.safetensors": 2000})
+@pytest.mark.parametrize("presses", [1, 2])
+def test_ctrl_c_finishes_the_files_under_way_and_a_second_one_drops_them(ask, hub, tmp_path, presses):
+    """Files that are whole by then are not fetched again."""
+    for number, name in enumerate(("model-1.safetensors", "model-2.safetensors")):
+        hub.files[name] = bytes([number]) * 11_000_000
+        hub.slow[name] = 3.0
+    code = ASK.format(word="org/tiny", options={})
+    process = subprocess.Popen([sys.executable, "-c", code], env=ask.environment, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 30
+    while not {*hub.slow} <= set(hub.fetched()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    for _ in range(presses):
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+    told = process.communicate(timeout=60)[1]
+    assert process.returncode != 0 and "finishing the files under way" in told
+    blobs = list((tmp_path / "cache" / "hub" / "models--org--tiny" / "blobs").iterdir())
+    assert not [file for file in blobs if file.name.endswith(".incomplete")]
+    assert sum(file.stat().st_size > 10_000_000 for file in blobs) == (2 if presses == 1 else 0)
+
+    hub.slow.clear()
+    hub.requests.clear()
+    assert (folder(ask()) / "model-2.safetensors").stat().st_size == 11_000_000
+    assert "config.json" not in hub.fetched()
 
 
 def test_progress_is_lines_where_no_bar_can_be_drawn(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(hub_module, "PLAIN_EVERY", 0.01)
+    monkeypatch.setattr(hub_progress, "PLAIN_EVERY", 0.01)
     (tmp_path / "old").write_bytes(bytes(5000))
     whole = threading.Event()
-    reporter = threading.Thread(target=hub_module._report, args=("org/tiny", tmp_path, 4000, whole))
+    reporter = threading.Thread(target=hub_progress._report, args=("org/tiny", tmp_path, 4000, whole))
     reporter.start()
     time.sleep(0.05)
     (tmp_path / "new.incomplete").write_bytes(bytes(3000))

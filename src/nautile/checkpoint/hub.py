@@ -6,19 +6,15 @@ are not whole yet. It is imported only when a word is no path.
 """
 
 import re
-import shutil
-import sys
-import threading
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
 from nautile.checkpoint.hub_errors import told
-from nautile.core.errors import DiskFullError, UserError
-from nautile.core.log import PLAIN_EVERY, log, warn
+from nautile.checkpoint.hub_progress import announced, bars
+from nautile.core.errors import UserError
+from nautile.core.log import warn
 from nautile.core.nearest import suggestion
 
 TEXTS = ("*.json", "*.jinja", "tokenizer.model", "*.tiktoken", "merges.txt", "vocab.txt")
@@ -90,8 +86,9 @@ def download(remote: Remote, *, weights: bool = True, allow_pickle: bool = False
     The repository is listed first, so that a disk without room is known before the first byte. When it cannot be
     listed (no network, no permission any more), a whole cached copy serves.
     """
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.errors import HTTPError, RevisionNotFoundError
+    from huggingface_hub.utils import tqdm
 
     patterns = [*TEXTS, *(SAFE if weights else ())]
     try:
@@ -109,9 +106,14 @@ def download(remote: Remote, *, weights: bool = True, allow_pickle: bool = False
                 raise _only_pickled(remote)
             patterns += PICKLED
         wanted = {name: size for name, size in sizes.items() if _matches(name, patterns)}
-        with _announced(remote, listed.sha or "", wanted):
+        home = Path(constants.HF_HUB_CACHE) / f"models--{remote.id.replace('/', '--')}"
+        with announced(str(remote), home, listed.sha or "", wanted) as dropped:
             folder = snapshot_download(
-                remote.id, revision=remote.revision, allow_patterns=patterns, ignore_patterns=list(IN_FOLDERS)
+                remote.id,
+                revision=remote.revision,
+                allow_patterns=patterns,
+                ignore_patterns=list(IN_FOLDERS),
+                tqdm_class=bars(tqdm, dropped),
             )
     except (HTTPError, OSError, ValueError, RuntimeError) as error:  # RuntimeError: how hf_xet fails
         if sentence := told(error, str(remote)):
@@ -142,69 +144,6 @@ def _cached(remote: Remote, patterns: Sequence[str], weights: bool, allow_pickle
         raise told(why, str(remote)) or why from why
     warn(f"{remote}: the Hub cannot be asked ({type(why).__name__}); using the copy in {folder}")
     return folder
-
-
-@contextmanager
-def _announced(remote: Remote, commit: str, wanted: dict[str, int]) -> Iterator[None]:
-    """Say what will be fetched, refuse what the disk cannot hold, and report progress while the block runs."""
-    from huggingface_hub import constants
-
-    cache = Path(constants.HF_HUB_CACHE)
-    home = cache / f"models--{remote.id.replace('/', '--')}"
-    missing = [name for name in wanted if not (home / "snapshots" / commit / name).exists()]
-    if not missing:
-        yield
-        return
-    needed = sum(wanted[name] for name in missing)
-    free = _free(cache)
-    if needed > free:
-        raise DiskFullError(
-            f"{remote}: {len(missing)} files of {_size(needed)} are to be downloaded to {cache}",
-            f"that disk has {_size(free)} left; nothing has been downloaded",
-            "free some space, or set HF_HOME to a folder on a larger disk",
-        )
-    log(f"{remote}: downloading {len(missing)} of {len(wanted)} files, {_size(needed)}, to {cache}")
-    if sys.stderr.isatty():  # huggingface_hub draws its own bars there
-        yield
-        return
-    whole = threading.Event()
-    reporter = threading.Thread(target=_report, args=(str(remote), home / "blobs", needed, whole), daemon=True)
-    reporter.start()
-    try:
-        yield
-    finally:
-        whole.set()
-        reporter.join()
-
-
-def _report(title: str, blobs: Path, needed: int, whole: threading.Event) -> None:
-    before, started = _bytes_in(blobs), time.monotonic()
-    while not whole.wait(PLAIN_EVERY):
-        done = _bytes_in(blobs) - before
-        rate = done / (time.monotonic() - started)
-        log(f"{title}: {_size(done)} of {_size(needed)}, {rate / 1e6:.1f} MB/s")
-
-
-def _bytes_in(folder: Path) -> int:
-    total = 0
-    for file in folder.glob("*"):
-        try:
-            total += file.stat().st_size
-        except FileNotFoundError:  # renamed meanwhile
-            continue
-    return total
-
-
-def _free(folder: Path) -> int:
-    """Bytes free where `folder` lies or will lie."""
-    return shutil.disk_usage(next(part for part in (folder, *folder.parents) if part.exists())).free
-
-
-def _size(count: int) -> str:
-    for unit, size in (("GB", 1e9), ("MB", 1e6)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count / 1e3:.1f} KB"
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
