@@ -1,4 +1,4 @@
-"""A model's memory: built without any on the meta device, compared with its folder, and only then allocated, in place."""
+"""A model's memory: built without any on the meta device, compared with its folder, and only then allocated."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
