@@ -213,7 +213,7 @@ class RoutedExperts(DecoderConfig):
 
     moe_intermediate_size: int
     """Width F of one expert's SwiGLU."""
-    first_k_dense_replace: int = 1
+    first_k_dense_replace: int = 0
     """Layers at the bottom that keep a dense SwiGLU instead of experts."""
     moe_layer_freq: int = 1
     """Above those, every layer whose index this divides has experts."""

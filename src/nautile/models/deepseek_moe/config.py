@@ -23,6 +23,7 @@ MOE_16B = DeepseekConfig(
     intermediate_size=10944,
     moe_intermediate_size=1408,
     num_hidden_layers=28,
+    first_k_dense_replace=1,
     num_attention_heads=16,
     num_key_value_heads=16,
     n_routed_experts=64,

@@ -21,6 +21,7 @@ V2_LITE = DeepseekV2Config(
     intermediate_size=10944,
     moe_intermediate_size=1408,
     num_hidden_layers=27,
+    first_k_dense_replace=1,
     num_attention_heads=16,
     n_routed_experts=64,
     n_shared_experts=2,

@@ -14,39 +14,17 @@ from nautile.models.config import LatentHeads, MultiTokenPrediction, RoutedExper
 
 @dataclass(frozen=True, kw_only=True)
 class DeepseekV32Config(MultiTokenPrediction, LatentHeads, RoutedExperts):
-    """A DeepSeek-V3.2 decoder: V3 whose attention reads what a lightning indexer selects (V3.2-Exp §2).
-
-    The defaults are the published V3.2-Exp and V3.2.
-    """
+    """A DeepSeek-V3.2 decoder: V3 whose attention reads what a lightning indexer selects (V3.2-Exp §2)."""
 
     MODEL_TYPE: ClassVar[str] = "deepseek_v32"
     ARCHITECTURE: ClassVar[str] = "DeepseekV32ForCausalLM"
     AT_LEAST_ONE: ClassVar[tuple[str, ...]] = ("index_n_heads", "index_head_dim", "index_topk")
 
-    vocab_size: int = 129280
-    hidden_size: int = 7168
-    intermediate_size: int = 18432
-    moe_intermediate_size: int = 2048
-    num_hidden_layers: int = 61
-    first_k_dense_replace: int = 3
-    num_attention_heads: int = 128
-    n_routed_experts: int = 256
-    n_shared_experts: int = 1
-    num_experts_per_tok: int = 8
-    n_group: int = 8
-    topk_group: int = 4
     scoring_func: Literal["sigmoid", "softmax"] = "sigmoid"
     topk_method: Literal["noaux_tc", "group_limited_greedy", "greedy"] = "noaux_tc"
     norm_topk_prob: bool = True
-    routed_scaling_factor: float = 2.5
     aux_loss_alpha: float = 0.0001
     """Weight of the sequence-wise balance loss; the published file leaves it out, the paper trained with 0.0001."""
-    q_lora_rank: int | None = 1536
-    """Width of the query latent, which the indexer shares; never null in this family."""
-    kv_lora_rank: int = 512
-    qk_nope_head_dim: int = 128
-    qk_rope_head_dim: int = 64
-    v_head_dim: int = 128
     index_n_heads: int = 64
     """Heads J of the indexer; they share one key."""
     index_head_dim: int = 128
@@ -56,14 +34,6 @@ class DeepseekV32Config(MultiTokenPrediction, LatentHeads, RoutedExperts):
     index_fp8: bool = False
     """Round the indexer's queries and keys to FP8 after a Hadamard rotation, as DeepSeek's code does on its GPUs. False
     computes the scores exactly, as transformers does. A field of ours: published files do not have it."""
-    rope_scaling: YarnScaling | None = None
-    """YaRN extension; null for plain RoPE."""
-    initializer_range: float = 0.006
-    """Standard deviation of the initial weights; 0.006 at D = 7168, see V3."""
-    bos_token_id: int = 0
-    """Id that begins a document."""
-    eos_token_id: int = 1
-    """Id that ends a document."""
 
     def rules(self) -> Iterator[Rule]:
         yield from super().rules()
@@ -105,9 +75,28 @@ class DeepseekV32Config(MultiTokenPrediction, LatentHeads, RoutedExperts):
 
 
 V32_685B = DeepseekV32Config(
+    vocab_size=129280,
+    hidden_size=7168,
+    intermediate_size=18432,
+    moe_intermediate_size=2048,
+    num_hidden_layers=61,
+    first_k_dense_replace=3,
+    num_attention_heads=128,
+    n_routed_experts=256,
+    n_shared_experts=1,
+    num_experts_per_tok=8,
+    n_group=8,
+    topk_group=4,
+    routed_scaling_factor=2.5,
+    q_lora_rank=1536,
+    kv_lora_rank=512,
+    qk_nope_head_dim=128,
+    qk_rope_head_dim=64,
+    v_head_dim=128,
     rope_scaling=YarnScaling(),
     max_position_embeddings=163840,
-    initializer_range=0.02,  # what the published file says; V3 trained with 0.006
+    bos_token_id=0,
+    eos_token_id=1,
 )
 """DeepSeek-V3.2-Exp and V3.2 as published."""
 
@@ -124,6 +113,7 @@ V32_MICRO = DeepseekV32Config(
     num_experts_per_tok=4,
     n_group=4,
     topk_group=2,
+    routed_scaling_factor=2.5,
     q_lora_rank=96,
     kv_lora_rank=64,
     qk_nope_head_dim=32,
@@ -133,7 +123,9 @@ V32_MICRO = DeepseekV32Config(
     index_head_dim=32,
     index_topk=128,
     max_position_embeddings=1024,
-    initializer_range=0.0367,
+    initializer_range=0.0367,  # 0.006·√(7168/D), as V3's small presets
+    bos_token_id=0,
+    eos_token_id=1,
 )
 """Every mechanism of V3.2 at a size that two CPU cores run; from 129 tokens on it selects."""
 
