@@ -28,9 +28,12 @@ def takes(dtype: torch.dtype) -> bool:
 
 
 def suits(x: Tensor, *weights: Tensor) -> bool:
-    """Whether `product` may take these: one dtype that it is good at, and enough rows."""
-    same = all(weight.dtype == x.dtype for weight in weights)
-    return same and takes(x.dtype) and x.numel() >= FEWEST_ROWS * x.shape[-1] > 0
+    """Whether `product` may take these: one dtype that it is good at, enough rows, weights without gaps in memory.
+
+    With gaps, oneDNN falls back to plain loops, a thousand times slower.
+    """
+    plain = all(weight.dtype == x.dtype and weight.is_contiguous() for weight in weights)
+    return plain and takes(x.dtype) and x.numel() >= FEWEST_ROWS * x.shape[-1] > 0
 
 
 def product(x: Tensor, weight_OD: Tensor, bias_O: Tensor | None = None) -> Tensor:
