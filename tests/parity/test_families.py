@@ -10,6 +10,7 @@ from families import CASES, SPELLINGS, Case, Spelling
 from safetensors import safe_open
 
 import nautile
+from nautile.core.errors import UserError
 from nautile.models.causal_lm import CausalLM
 
 
@@ -108,6 +109,8 @@ def test_half_of_the_experts_on_each_of_two_processes(tmp_path: Path) -> None:
     assert sum(p.numel() for p in parts[0].expert_parameters()) == 3 / 8 * sum(
         p.numel() for p in whole.expert_parameters()
     )
+    with pytest.raises(UserError, match="3 of 8 routed experts"):
+        nautile.save(parts[0], tmp_path / "slice")
     x = torch.randn(11, 96, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         for layer in (2, 3):

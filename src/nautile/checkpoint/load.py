@@ -5,6 +5,7 @@ Peak memory is the model and a scratch of a few MiB per thread.
 """
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -14,12 +15,15 @@ from nautile.checkpoint.compare import compare, targets
 from nautile.checkpoint.layout import Layout
 from nautile.checkpoint.source import Checkpoint
 from nautile.core.errors import UserError
+from nautile.core.log import progress
 from nautile.core.machine import cores
 
 _JOB = 16 << 20
 """Bytes of the destination that one thread fills at a time, so that one large embedding keeps all threads busy."""
 _THREADS = 8
 """At most; otherwise one per core."""
+_LONG = 4.0
+"""Gigabytes of a model from which on the reading shows how far it is."""
 
 
 def load_into(model: nn.Module, checkpoint: Checkpoint, layout: Layout) -> None:
@@ -50,11 +54,17 @@ def check_fit(model: nn.Module, checkpoint: Checkpoint, layout: Layout) -> None:
 def fill(model: nn.Module, checkpoint: Checkpoint, layout: Layout) -> None:
     """Read every parameter and buffer of a `model` that fits, converting dtypes and dequantising FP8 blocks."""
     jobs = _jobs(targets(model, layout), checkpoint)
+    gigabytes = sum(job.out.nbytes for job in jobs) / 1e9
+    title = f"reading {gigabytes:.1f} GB of weights, portions"
     threads = torch.get_num_threads()
     try:
-        with ThreadPoolExecutor(min(_THREADS, cores()), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        with (
+            progress(title, len(jobs)) if gigabytes >= _LONG else nullcontext() as bar,
+            ThreadPoolExecutor(min(_THREADS, cores()), initializer=torch.set_num_threads, initargs=(1,)) as pool,
+        ):
             for _ in pool.map(lambda job: job.run(checkpoint), jobs):
-                pass
+                if bar is not None:
+                    bar.advance()
     finally:
         torch.set_num_threads(threads)  # of threads that are yet to start; this one has kept its number
 

@@ -61,14 +61,26 @@ def save_model(model: CausalLM, folder: str | Path) -> None:
     """Write config.json and safetensors in the published layout, which transformers and vLLM read.
 
     Raises:
+        UserError: The model holds only a part of its experts.
         NautileError: The disk is full or not writable.
     """
+    _refuse_a_slice(model)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     dtype = str(model.lm_head.weight.dtype).removeprefix("torch.")
     save_from(model, folder, layout_of(model.config))
     config = {**model.config.to_hf(), "torch_dtype": dtype}
     atomic_write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
+
+
+def _refuse_a_slice(model: CausalLM) -> None:
+    experts = getattr(model.config, "n_routed_experts", 0)
+    for held in {len(parameter) for parameter in model.expert_parameters()} - {experts}:
+        raise UserError(
+            f"the model holds {held} of {experts} routed experts",
+            "a folder without the others would look whole and be another model",
+            "gather the experts of all processes first, or save a model that was loaded without experts=",
+        )
 
 
 def model_folder(path: str | Path, allow_pickle: bool = False) -> Path:
