@@ -32,21 +32,21 @@ def grouped_swiglu(
 
 
 def _mixture(x_TD: Tensor, gate_up_E2FD: Tensor, down_EDF: Tensor, experts_TK: Tensor, weights_TK: Tensor) -> Tensor:
-    """The mixture of which nothing is kept."""
-    E, _, F_ = down_EDF.shape
+    """The mixture of which nothing is kept; routing weights go in with the sum over a token's experts."""
+    E, D, F_ = down_EDF.shape
     layout = _Layout.of(experts_TK, E)
-    weight_R1 = layout.to_rows(weights_TK)
-    out_RD = x_TD.new_empty(layout.token_R.numel(), x_TD.shape[1])
+    hidden_R2F = x_TD.new_empty(layout.token_R.numel(), 2 * F_)
+    out_RD = x_TD.new_empty(layout.token_R.numel(), D)
+    # In bfloat16 torch asks oneDNN itself, and one product of both halves beats two that spare a pass.
+    fused = x_TD.dtype == torch.float32 and onednn.suits(x_TD, gate_up_E2FD, down_EDF)
     for e, a, b in layout.spans:
-        x, (gate, up) = x_TD.index_select(0, layout.token_R[a:b]), gate_up_E2FD[e].split(F_)
-        fast = onednn.suits(x, gate, down_EDF)
-        hidden = onednn.gated_product(x, gate, up) if fast else F.silu(torch.mm(x, gate.t())).mul_(torch.mm(x, up.t()))
-        hidden.mul_(weight_R1[a:b])
-        if fast and x.dtype == torch.float32:
-            out_RD[a:b] = onednn.product(hidden, down_EDF[e])
+        x = x_TD.index_select(0, layout.token_R[a:b])
+        if fused:
+            out_RD[a:b] = onednn.product(onednn.gated_product(x, *gate_up_E2FD[e].split(F_)), down_EDF[e])
         else:
-            torch.mm(hidden, down_EDF[e].t(), out=out_RD[a:b])
-    return layout.sum_per_token(out_RD)
+            gate, up = torch.mm(x, gate_up_E2FD[e].t(), out=hidden_R2F[a:b]).split(F_, dim=1)
+            torch.mm(F.silu(gate).mul_(up), down_EDF[e].t(), out=out_RD[a:b])
+    return F.embedding_bag(layout.place_TK, out_RD, mode="sum", per_sample_weights=weights_TK)
 
 
 @dataclass(frozen=True)

@@ -38,12 +38,12 @@ def suits(x: Tensor, *weights: Tensor) -> bool:
 
 def product(x: Tensor, weight_OD: Tensor, bias_O: Tensor | None = None) -> Tensor:
     """x Wᵀ + b. No gradient."""
-    return torch.ops.mkldnn._linear_pointwise(x, weight_OD, bias_O, "none", [], "")
+    return torch.ops.mkldnn._linear_pointwise.default(x, weight_OD, bias_O, "none", [], "")
 
 
 def gated_product(x: Tensor, gate_FD: Tensor, up_FD: Tensor) -> Tensor:
     """silu(x W_gateᵀ) ⊙ (x W_upᵀ) without a pass over either. No gradient."""
-    silu = torch.ops.mkldnn._linear_pointwise(x, gate_FD, None, "swish", [], "")
+    silu = torch.ops.mkldnn._linear_pointwise.default(x, gate_FD, None, "swish", [], "")
     return torch.ops.mkldnn._linear_pointwise.binary(x, silu, up_FD, None, "mul")
 
 
