@@ -71,7 +71,7 @@ def main() -> None:
     """Measure and print the comparison."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=7, help="alternations per shape")
+    parser.add_argument("--rounds", type=int, default=5, help="alternations per shape")
     parser.add_argument("--families", nargs="*", default=list(FAMILIES), choices=list(FAMILIES))
     parser.add_argument("--dtypes", nargs="*", default=DTYPES, choices=DTYPES)
     parser.add_argument("--compile", action="store_true", help="also torch.compile transformers' fastest setting")
@@ -173,8 +173,8 @@ class Tokens:
 def meet(
     ours: Forward, rivals: dict[str, Forward], B: int, S: int, tokens: Tokens, args: argparse.Namespace
 ) -> dict[str, Any]:
-    """Two rounds choose transformers' two fastest settings; then those and ours run in turn."""
-    trial = {name: [seconds(forward, tokens(B, S)) for _ in range(3)][1:] for name, forward in rivals.items()}
+    """Two forwards each choose transformers' two fastest settings; then those and ours run in turn."""
+    trial = {name: [seconds(forward, tokens(B, S)) for _ in range(2)] for name, forward in rivals.items()}
     finalists = sorted(trial, key=lambda name: min(trial[name]))[:2]
     engines = {"nautile": ours, **{name: rivals[name] for name in finalists}}
     if args.compile:

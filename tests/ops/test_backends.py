@@ -7,6 +7,7 @@ from ops_cases import CASES, Case
 from torch import Tensor
 
 from nautile import ops
+from nautile.ops.cpu import onednn
 from nautile.ops.dispatch import TABLE
 
 BACKENDS = [(case, backend) for case in CASES for backend in TABLE[case.op][1]]
@@ -74,6 +75,14 @@ def test_memory_that_nobody_wrote_is_not_read(case: Case) -> None:
     finally:
         torch.use_deterministic_algorithms(False)
     assert_close(got, want, TOLERANCE[torch.float64])
+
+
+def test_onednn_is_not_given_weights_with_gaps() -> None:
+    """It multiplies them right, but a thousand times slower."""
+    x, weight = torch.ones(64, 32), torch.ones(16, 64)[:, :32]
+    assert not onednn.suits(x, weight)
+    assert onednn.suits(x, weight.contiguous()) == onednn.takes(torch.float32)
+    assert not onednn.suits(x[:1], weight.contiguous())
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["f64", "f32"])
