@@ -26,6 +26,11 @@ def test_a_dtype_without_a_fast_backend_gets_the_reference() -> None:
     assert {choice.backend for choice in ops.choices(dtype=torch.float16)} == {"reference"}
 
 
+def test_no_op_is_called_like_a_file() -> None:
+    """Importing ``nautile.ops.<topic>`` puts the module into the package under that name, over an op of that name."""
+    assert not set(TABLE) & {topic for topic, _ in TABLE.values()}
+
+
 def test_use_forces_one_and_ends_with_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
     with ops.use("reference"):
         assert backend_of("rms_norm") == "reference"

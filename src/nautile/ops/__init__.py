@@ -13,19 +13,19 @@ if TYPE_CHECKING:
     from nautile.ops.dispatch import choices, use
     from nautile.ops.experts import grouped_swiglu
     from nautile.ops.indexer import index_scores, top_rows
-    from nautile.ops.linear import gated_linear, linear
     from nautile.ops.norm import rms_norm
+    from nautile.ops.projection import gated_linear, linear
     from nautile.ops.rotary import rotate_half_split, rotate_interleaved
     from nautile.ops.sparse_attention import gathered_attention, selected_attention
 
 _HOME = {
     "causal_attention": "attention",
     "choices": "dispatch",
-    "gated_linear": "linear",
+    "gated_linear": "projection",
     "gathered_attention": "sparse_attention",
     "grouped_swiglu": "experts",
     "index_scores": "indexer",
-    "linear": "linear",
+    "linear": "projection",
     "linear_cross_entropy": "cross_entropy",
     "rms_norm": "norm",
     "rotate_half_split": "rotary",

@@ -23,8 +23,8 @@ TABLE: dict[str, tuple[str, tuple[str, ...]]] = {
     # op: (topic, backends, fastest first)
     "causal_attention": ("attention", ("cpu", "reference")),
     "grouped_swiglu": ("experts", ("cpu", "reference")),
-    "linear": ("linear", ("cpu", "reference")),
-    "gated_linear": ("linear", ("cpu", "reference")),
+    "linear": ("projection", ("cpu", "reference")),
+    "gated_linear": ("projection", ("cpu", "reference")),
     "swiglu": ("activation", ("cpu", "reference")),
     "rms_norm": ("norm", ("cpu", "reference")),
     "rotate_interleaved": ("rotary", ("cpu", "reference")),
