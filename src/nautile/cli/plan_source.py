@@ -1,11 +1,11 @@
 """Where a plan's shape comes from: a recipe, a preset, a config.json here, or one on the Hub."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from nautile.checkpoint.hub import download, remote_name
 from nautile.core.errors import UserError
+from nautile.core.json_file import read_json_object
 from nautile.core.nearest import suggestion
 from nautile.models.accounting.shape import Shape, shape_from_config
 from nautile.models.presets import PRESETS
@@ -62,14 +62,6 @@ def _from_recipe(word: str) -> Source:
 
 
 def _from_json(file: Path, origin: str | None = None) -> Source:
-    try:
-        published = json.loads(file.read_text("utf-8"))
-    except ValueError as error:
-        raise UserError(
-            f"{file} is not JSON: {error}",
-            "a plan reads a model's config.json, or a recipe whose name ends in .yaml",
-            "check the file",
-        ) from error
-    if not isinstance(published, dict):
-        raise UserError(f"{file} holds no JSON object", "a config.json is one", "check the file")
+    purpose = "a plan reads a model's config.json, or a recipe whose name ends in .yaml"
+    published = read_json_object(file, purpose, "check the file")
     return Source(shape_from_config(published, origin or str(file)), origin or str(file))

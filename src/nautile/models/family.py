@@ -1,13 +1,13 @@
 """Which family a config.json belongs to, and that family's classes. No torch until a model is built."""
 
-import json
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nautile.core.errors import UserError
-from nautile.core.nearest import suggestion
+from nautile.core.json_file import read_json_object
+from nautile.core.nearest import nearest
 from nautile.models import FAMILIES
 from nautile.models.config import DecoderConfig
 
@@ -22,18 +22,7 @@ def read_published(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: It is not a JSON object.
     """
-    file = folder / "config.json"
-    try:
-        published = json.loads(file.read_text("utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{file}:{error.lineno}: not JSON ({error.msg})",
-            "the model's shape is read from it",
-            "copy the file again",
-        ) from error
-    if not isinstance(published, dict):
-        raise UserError(f"{file} holds no JSON object", "a config.json is one", "copy the file again")
-    return published
+    return read_json_object(folder / "config.json", "the model's shape is read from it")
 
 
 def read_config(folder: Path, overrides: Mapping[str, Any] | None = None) -> DecoderConfig:
@@ -44,11 +33,11 @@ def read_config(folder: Path, overrides: Mapping[str, Any] | None = None) -> Dec
     """
     published = read_published(folder)
     try:
-        return config_from_hf(published | dict(overrides or {}))
+        config = config_from_hf(published)
     except UserError as error:
-        raise UserError(
-            error.what.replace("config.json", str(folder / "config.json"), 1), error.why, error.cure
-        ) from None
+        what = error.what.replace("config.json", str(folder / "config.json"), 1)
+        raise UserError(what, error.why, error.cure) from None
+    return config.overridden(overrides) if overrides else config
 
 
 def config_from_hf(published: Mapping[str, Any]) -> DecoderConfig:
@@ -61,8 +50,8 @@ def config_from_hf(published: Mapping[str, Any]) -> DecoderConfig:
     if family not in FAMILIES:
         raise UserError(
             f"config.json: model_type {family!r} is not supported",
-            f"nautile builds {', '.join(FAMILIES)}",
-            suggestion(str(family), FAMILIES, "supported families"),
+            f"nautile builds {', '.join(FAMILIES)}; the nearest of them is {_nearest(family, published)}",
+            "name a checkpoint of one of these families",
         )
     return _class_of(str(family), "config", "Config").from_hf(published)
 
@@ -96,6 +85,16 @@ def layout_of(config: DecoderConfig, experts: range | None = None) -> "Layout":
 
     layout = import_module(f"{FAMILIES[config.MODEL_TYPE][0]}.checkpoint").layout(config)
     return layout if experts is None else only_local_experts(layout, experts)
+
+
+def _nearest(family: Any, published: Mapping[str, Any]) -> str:
+    """The family most like the one asked for; of a wrapper of several models, that of its language model."""
+    for part in ("language_config", "text_config"):
+        inner = published.get(part)
+        if isinstance(inner, Mapping) and inner.get("model_type") in FAMILIES:
+            return f"{inner['model_type']}, that of its {part}, which cannot be read from inside another model yet"
+    near = nearest(str(family), FAMILIES) or "deepseek_v3"
+    return f"{near}, which is another architecture"
 
 
 def _class_of(family: str, module: str, suffix: str) -> Any:

@@ -4,13 +4,12 @@ The file stands beside a tokenizer.json and completes it. What it leaves out is 
 published without it need it.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nautile.core.errors import UserError
+from nautile.core.json_file import read_json_object
 
 ROLES = {
     "bos_token": ("<｜begin▁of▁sentence｜>", "<|begin_of_text|>", "<s>"),
@@ -35,7 +34,8 @@ class Settings:
             UserError: tokenizer_config.json is not a JSON object.
         """
         file, program = folder / "tokenizer_config.json", folder / "chat_template.jinja"
-        fields = _read(file) if file.is_file() else {}
+        purpose, cure = "it says which tokens begin and end a text", "copy it again, or remove it to go by usual names"
+        fields = read_json_object(file, purpose, cure) if file.is_file() else {}
         if program.is_file():  # where both exist, the program is the newer form
             fields = {**fields, "chat_template": program.read_text("utf-8")}
         return cls(fields)
@@ -72,20 +72,6 @@ class Settings:
         if isinstance(source, list):
             source = next((entry["template"] for entry in source if entry["name"] == "default"), None)
         return source if source and isinstance(source, str) else None
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        fields = json.loads(file.read_text("utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{file}: not JSON ({error})",
-            "it says which tokens begin and end a text",
-            "copy the file again, or remove it to go by the tokens' usual names",
-        ) from error
-    if not isinstance(fields, dict):
-        raise UserError(f"{file} holds no JSON object", "a tokenizer_config.json is one", "copy the file again")
-    return fields
 
 
 def _opening_token(post_processor: Mapping[str, Any] | None) -> str | None:
