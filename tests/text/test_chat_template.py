@@ -56,6 +56,30 @@ def test_programs_that_ask_get_thinking_and_tools(tokenizer):
     assert compact.render(HELLO, tools=[{"b": 1, "a": 2}]) == '[{"a":2,"b":1}]'
 
 
+def test_training_marks_pass_their_body_through(tokenizer):
+    program = "{% for m in messages %}{% generation %}{% set x = m.content %}[{{ x }}]{% endgeneration %}{% endfor %}"
+    assert ProgramTemplate(program, tokenizer).render([*HELLO, *HELLO]) == "[a][a]"
+    asking = ProgramTemplate("{% generation %}{{ thinking }}{% endgeneration %}", tokenizer)
+    assert asking.render(HELLO, thinking=True) == "True"
+    with pytest.raises(UserError, match="does not parse"):
+        ProgramTemplate("{% generation %}a", tokenizer)
+
+
+def test_programs_get_parts_of_text_as_one_text(tokenizer):
+    program = ProgramTemplate("{{ '<' + messages[0].content + '>' + messages[0].name }}", tokenizer)
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    assert program.render([{"role": "user", "content": parts, "name": "n"}]) == "<a\nb>n"
+    with pytest.raises(UserError, match="part of type 'image_url'"):
+        program.render([{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}])
+
+
+def test_a_broken_config_beside_the_tokenizer_is_named(tokenizer, tmp_path):
+    tokenizer.save(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": ')
+    with pytest.raises(UserError, match=r"config\.json:1: not JSON"):
+        find_template(tmp_path, Tokenizer.load(tmp_path))
+
+
 def test_templates_are_found_where_models_keep_them(tokenizer, tmp_path):
     tokenizer.save(tmp_path)
     assert find_template(tmp_path, Tokenizer.load(tmp_path)) is None

@@ -135,6 +135,34 @@ def test_v31_tools(tokenizer):
     )
 
 
+def test_v31_opens_an_answer_to_a_question_and_to_nothing_else(tokenizer):
+    """Word for word what the published program writes; system messages go to the front and change nothing else."""
+    question, again = ONE[0], {"role": "user", "content": "And?"}
+    between, answer = {"role": "system", "content": "S"}, {"role": "assistant", "content": "<think>r</think>2"}
+    tool = {"role": "tool", "content": "sun"}
+    asked = {"role": "assistant", "content": None, "tool_calls": [call("weather")]}
+    called = "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>weather<｜tool▁sep｜>{}<｜tool▁call▁end｜><｜tool▁calls▁end｜>"
+    result = "<｜tool▁output▁begin｜>sun<｜tool▁output▁end｜>"
+    cases = [
+        ([question, between, answer, again], f"S{U}1+1?{A}</think>2{EOS}{U}And?{A}<think>"),
+        ([question, between], f"S{U}1+1?{A}<think>"),
+        ([question, answer, between], f"S{U}1+1?{A}</think>2{EOS}"),
+        ([between], "S"),
+        ([question, between, asked, tool], f"S{U}1+1?{A}</think>{called}{EOS}{result}"),
+        ([question, asked, tool, between], f"S{U}1+1?{A}</think>{called}{EOS}{result}"),
+        # Behind a tool's result the answer stays whole; the next one is cut again.
+        ([question, asked, tool, between, answer, answer],
+         f"S{U}1+1?{A}</think>{called}{EOS}{result}<think>r</think>2{EOS}2{EOS}"),
+    ]  # fmt: skip
+    for messages, text in cases:
+        assert render("v3.1", tokenizer, messages, thinking=True) == BOS + text
+
+
+def test_parts_of_text_are_one_text(tokenizer):
+    parts = [{"type": "text", "text": "1+"}, "1?"]
+    assert render("v3", tokenizer, [{"role": "user", "content": parts}]) == f"{BOS}{U}1+\n1?{A}"
+
+
 def test_v32_tools_and_reasoning_since_the_question(tokenizer):
     tools = v32.TOOLS.replace("%s", json.dumps(WEATHER["function"], ensure_ascii=False))
     calls = (
@@ -166,8 +194,12 @@ def test_what_a_format_has_no_place_for_is_refused(tokenizer):
                 render(name, tokenizer, messages, tools=tools)
     with pytest.raises(UserError, match="'user'"):
         render("v3", tokenizer, [{"role": "usr", "content": "a"}])
-    with pytest.raises(UserError, match="is a list"):
+    with pytest.raises(UserError, match="a user message has a part of type 'image'"):
         render("v3", tokenizer, [{"role": "user", "content": [{"type": "image"}]}])
+    with pytest.raises(UserError, match="has a part of type int"):
+        render("v3", tokenizer, [{"role": "user", "content": [3]}])
+    with pytest.raises(UserError, match="the content of a user message is a dict"):
+        render("v3", tokenizer, [{"role": "user", "content": {"type": "text", "text": "a"}}])
     with pytest.raises(UserError, match=r"did you mean 'v3\.1'"):
         render("v31", tokenizer, ONE)
 
@@ -203,6 +235,19 @@ V3_TOKENS = ids(User=128803, Assistant=128804)
         ("deepseek-moe-16b-chat", "v2"),
         ("deepseek-llm-7b-chat", "v2"),
         ("my-v3.1-instruct", None),
+        ("DeepSeek-V2-Chat-0628", "v2.5"),
+        ("DeepSeek-V2-Chat", "v2"),
+        ("deepseek-math-7b-instruct", "v2"),
+        ("deepseek-math-7b-rl", "v2"),
+        ("deepseek-math-7b-base", None),
+        ("DeepSeek-V3_bf16", "v3"),
+        ("DeepSeek-V3-bf16", "v3"),
+        ("DeepSeek-V3-FP8", "v3"),
+        ("DeepSeek-V3-Base_bf16", None),
+        ("deepseek-math-7b-rl-AWQ", "v2"),
+        ("DeepSeek-V2.5-1210-FP8", "v2.5"),
+        ("DeepSeek-V3-0324_fp8-awq", "v3"),
+        ("deepseek_v3_nano", None),
     ],
 )
 def test_the_folders_name_tells(tmp_path, folder, name):
@@ -220,6 +265,9 @@ def test_the_folders_name_tells(tmp_path, folder, name):
         ({"model_type": "deepseek_v3"}, ids(User=6, Assistant=7), EOS, None),  # a base model trained here
         ({"model_type": "qwen2"}, ids(User=151644, Assistant=151645), EOS, "r1"),
         ({"model_type": "llama"}, ids(User=128011, Assistant=128012), EOS, "r1"),
+        ({"model_type": "qwen2"}, ids(User=6, Assistant=7), EOS, None),  # trained with a tokenizer of ours
+        ({"model_type": "llama"}, ids(User=6, Assistant=7), EOS, None),
+        ({"model_type": "llama"}, ids(User=151644, Assistant=151645), EOS, None),
         ({"model_type": "llama"}, ids(), "<|EOT|>", "coder"),
         ({"model_type": "llama"}, ids(), EOS, None),
         ({"model_type": "deepseek_v2"}, ids(), EOS, None),

@@ -10,12 +10,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
-from jinja2 import TemplateError, meta
+from jinja2 import TemplateError, meta, nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from nautile.core.errors import UserError
+from nautile.core.json_file import read_json_object
 from nautile.text.templates.choose import Choice, choose
-from nautile.text.templates.messages import Conversation, Message
+from nautile.text.templates.messages import Conversation, Message, with_text
 from nautile.text.templates.table import Format, format_named
 from nautile.text.tokenizer import Tokenizer
 
@@ -63,7 +66,7 @@ class ProgramTemplate:
 
     def __init__(self, source: str, tokenizer: Tokenizer, origin: str = "the model's own chat template") -> None:
         environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _GenerationBlock]
         )
         environment.filters["tojson"] = _tojson  # Jinja's own escapes for HTML
         functions = {"raise_exception": _refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
@@ -96,13 +99,25 @@ class ProgramTemplate:
         names: dict[str, Any] = {} if thinking is None else dict.fromkeys(_MODES, thinking)
         names["tools"] = list(tools) or None
         try:
-            return self._template.render(messages=list(messages), add_generation_prompt=True, **self._tokens, **names)
+            return self._template.render(
+                messages=with_text(messages), add_generation_prompt=True, **self._tokens, **names
+            )
         except (TemplateError, TypeError) as error:  # TypeError: a program that adds None to a text
             raise UserError(
                 f"the model's chat template refused the messages: {error}",
                 "templates expect certain roles in a certain order",
                 "give user and assistant messages in turn, each with text as its content",
             ) from error
+
+
+class _GenerationBlock(Extension):
+    """``{% generation %}…{% endgeneration %}``: training programs mark with it what is scored. Here, only its body."""
+
+    tags = {"generation"}  # noqa: RUF012 - jinja2 declares it so
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
 
 
 class BuiltInTemplate:
@@ -156,7 +171,7 @@ def find_template(folder: Path | None, tokenizer: Tokenizer, name: str | None = 
 def format_of(folder: Path, tokenizer: Tokenizer) -> Choice:
     """Which published format the model in `folder` has, whether or not its own template is there, too."""
     file = folder / "config.json"
-    published = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    published = read_json_object(file, "the model's family is read from it") if file.is_file() else {}
     return choose(folder, published, tokenizer.token_id, tokenizer.token(tokenizer.eos_id))
 
 

@@ -50,7 +50,7 @@ def check_messages(messages: Sequence[Message]) -> None:
 
 
 def content(message: Message) -> str:
-    """A message's text; nothing where only tools were called.
+    """A message's text; nothing where only tools were called. Parts of text are joined line by line, as vLLM does.
 
     Raises:
         UserError: It is not text.
@@ -60,10 +60,34 @@ def content(message: Message) -> str:
         return ""
     if isinstance(text, str):
         return text
+    if isinstance(text, list | tuple):
+        return "\n".join(_text_of(part, message) for part in text)
     raise UserError(
         f"the content of a {message.get('role')} message is a {type(text).__name__}",
         "text models read text",
-        "give a string",
+        'give a string, or a list of {"type": "text", "text": "..."}',
+    )
+
+
+def with_text(messages: Sequence[Message]) -> list[Message]:
+    """The same messages, contents that are lists of parts made one text: published programs add strings to them."""
+    return [
+        {**message, "content": content(message)} if isinstance(message.get("content"), list | tuple) else message
+        for message in messages
+    ]
+
+
+def _text_of(part: object, message: Message) -> str:
+    if isinstance(part, str):
+        return part
+    fields = part if isinstance(part, Mapping) else {}
+    if fields.get("type") == "text" and isinstance(fields.get("text"), str):
+        return str(fields["text"])
+    kind = repr(fields["type"]) if "type" in fields else type(part).__name__
+    raise UserError(
+        f"a {message.get('role')} message has a part of type {kind}",
+        "text models read text",
+        'leave it out, or give {"type": "text", "text": "..."}',
     )
 
 

@@ -3,7 +3,9 @@
     {bos}{system}<｜User｜>{question}<｜Assistant｜></think>{answer}{eos}<｜User｜>{question}<｜Assistant｜><think>
 
 ``<think>`` asks for reasoning first, ``</think>`` for none; past answers always stand behind ``</think>``, whatever
-way they were given. Calls of tools are shorter than V3's, and the tools are described behind the system message:
+way they were given. An answer to a tool's result goes on with the turn that called it: no opening, nothing cut, and
+without a question nothing opens. Calls of tools are shorter than V3's, and the tools are described behind the system
+message:
 
     <｜tool▁calls▁begin｜><｜tool▁call▁begin｜>{name}<｜tool▁sep｜>{arguments}<｜tool▁call▁end｜>…<｜tool▁calls▁end｜>{eos}
     <｜tool▁output▁begin｜>{result}<｜tool▁output▁end｜>
@@ -34,18 +36,22 @@ def render(conversation: Conversation) -> str:
     parts = [conversation.bos, system_prompt(messages)]
     if conversation.tools:
         parts.append("\n\n" + describe(conversation.tools))
-    for i, message in enumerate(messages):
-        opening = "<｜Assistant｜></think>" if i > 0 and messages[i - 1]["role"] == "user" else ""
+    asked = after_tool = False  # a system message between changes neither
+    for message in messages:
+        opening = "<｜Assistant｜></think>" if asked else ""
+        text = content(message)
         match message["role"]:
             case "user":
-                parts.append(f"<｜User｜>{content(message)}")
+                parts.append(f"<｜User｜>{text}")
             case "tool":
-                parts.append(f"<｜tool▁output▁begin｜>{content(message)}<｜tool▁output▁end｜>")
+                parts.append(f"<｜tool▁output▁begin｜>{text}<｜tool▁output▁end｜>")
             case "assistant" if calls(message):
-                parts.append(opening + content(message) + _calls(message) + conversation.eos)
+                parts.append(opening + text + _calls(message) + conversation.eos)
             case "assistant":
-                parts.append(opening + _answer(content(message)) + conversation.eos)
-    if not messages or messages[-1]["role"] in ("user", "system"):
+                parts.append(opening + (text if after_tool else _answer(text)) + conversation.eos)
+        if message["role"] != "system":
+            asked, after_tool = message["role"] == "user", message["role"] == "tool"
+    if asked:
         parts.append("<｜Assistant｜>" + ("<think>" if conversation.thinking else "</think>"))
     return "".join(parts)
 
