@@ -18,12 +18,13 @@ from nautile.core.errors import UserError
 from nautile.core.log import warn
 from nautile.models.causal_lm import CausalLM
 from nautile.models.config import DecoderConfig, MultiTokenPrediction
-from nautile.models.family import build_model, layout_of, read_config
+from nautile.models.family import build_model, layout_of, read_config, read_published
+from nautile.models.placement import torch_device, torch_dtype
 
 
 def load_model(
     path: str | Path,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     device: str | torch.device = "cpu",
     *,
     allow_pickle: bool = False,
@@ -34,7 +35,8 @@ def load_model(
 
     Args:
         path: The folder, or ``organisation/name`` (``@revision`` may follow), which is downloaded first.
-        dtype: Weights are converted to it; None keeps float32. Correction biases stay float32 always.
+        dtype: Weights are converted to it: a type, its name ("bf16", "float32", ...), or "auto" for the one that
+            config.json names; None keeps float32. Correction biases stay float32 always.
         device: Where the weights go.
         allow_pickle: Take pickled ``pytorch_model.bin`` files where there are no safetensors; tensors only.
         experts: The routed experts of every layer that this process holds; None for all. Such a model needs a
@@ -42,17 +44,19 @@ def load_model(
         overrides: Fields of config.json to replace, such as ``{"index_topk": 512}``.
 
     Raises:
-        UserError: No such folder, an unknown family, or weights that do not fit config.json.
+        UserError: No such folder, type or device, an unknown family, or weights that do not fit config.json.
     """
+    device = torch_device(device)
     folder = model_folder(path, allow_pickle)
     config = read_config(folder, overrides)
+    dtype = torch_dtype(dtype, read_published(folder))
     with open_checkpoint(folder, allow_pickle) as checkpoint:
         config = without_absent_mtp(config, checkpoint)
         with meta_device():
             model = build_model(config, experts)
         layout = layout_of(config, experts)
         check_fit(model, checkpoint, layout)
-        allocate(model, dtype or torch.float32, device)
+        allocate(model, dtype, device)
         fill(model, checkpoint, layout)
     return model.eval()
 
