@@ -30,7 +30,7 @@ from nautile.infer.cache import KVCache
 from nautile.layers.attention.mla import MLA
 from nautile.layers.attention.sparse_mla import SparseMLA
 from nautile.models.deepseek_v32.config import V32_685B, DeepseekV32Config
-from nautile.models.deepseek_v32.model import sparse_attention
+from nautile.models.deepseek_v32.model import indexer
 from nautile.models.wiring import latent_attention
 
 LENGTHS = (1024, 2048, 4096, 8192, 16384, 32768, 65536)
@@ -95,7 +95,7 @@ class Bench:
     def __init__(self, c: DeepseekV32Config, longest: int, repeats: int) -> None:
         torch.manual_seed(0)
         self.repeats = repeats
-        self.sparse, self.dense = sparse_attention(c, 0), latent_attention(c, 0)
+        self.sparse, self.dense = latent_attention(c, 0, indexer(c)), latent_attention(c, 0)
         for parameter in self.sparse.parameters():
             parameter.normal_(0.0, 1.0).mul_(parameter.shape[-1] ** -0.5 if parameter.dim() == 2 else 1.0)
         shared = {name: tensor for name, tensor in self.sparse.state_dict().items() if "indexer" not in name}

@@ -214,6 +214,7 @@ def qwen2(**changes: Any) -> Case:
     return Case("qwen2", lambda: build("Qwen2", QWEN2, **changes))
 
 
+YARN_PLAIN = {key: value for key, value in YARN.items() if "mscale" not in key}
 YARN_LITE = {**YARN, "mscale": 0.707, "mscale_all_dim": 0.707}
 VL2_FIELDS = {
     **GROUPS,
@@ -248,6 +249,12 @@ CASES: dict[str, Case] = {
     "r1-distill-llama": llama(num_attention_heads=6, num_key_value_heads=3, rope_parameters=LLAMA3, rms_norm_eps=1e-5),
     "llama, biases, own head_dim": llama(
         num_attention_heads=4, num_key_value_heads=1, head_dim=20, attention_bias=True
+    ),
+    "llama, yarn": llama(rope_parameters=YARN_PLAIN),
+    "llama, yarn with both mscales": llama(rope_parameters=YARN),
+    "qwen2, yarn with one mscale": qwen2(rope_parameters={**YARN_PLAIN, "mscale": 0.707}),
+    "qwen2, yarn with its own factor, not rounded": qwen2(
+        rope_parameters={**YARN_PLAIN, "attention_factor": 2.0, "truncate": False}
     ),
     "r1-distill-qwen": qwen2(num_attention_heads=6, num_key_value_heads=2),
     "qwen2, tied head": qwen2(num_key_value_heads=1, tie_word_embeddings=True),

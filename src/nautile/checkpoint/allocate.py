@@ -33,16 +33,17 @@ class _Uninitialized(TorchFunctionMode):
 def allocate(model: nn.Module, dtype: torch.dtype, device: str | torch.device = "cpu") -> None:
     """Replace a meta-device model's parameters and buffers by uninitialised ones. Tied parameters stay tied.
 
-    Parameters become `dtype`, except those that carry an attribute ``keep_float32 = True`` (set by the layer that
-    needs it, such as the indexer's ``weights_proj``), which become float32. Buffers keep their dtype: correction
-    biases are float32 always, since bfloat16 has steps of 0.03 where published ones lie.
+    Parameters become `dtype`, except those that a module names in its ``keep_float32`` (`float32_names`), which become
+    float32. Buffers keep their dtype: correction biases are float32 always, since bfloat16 has steps of 0.03 where
+    published ones lie.
     """
     made: dict[int, nn.Parameter] = {}
+    wide = {id(model.get_parameter(name)) for name in float32_names(model)}
     for module in model.modules():
         for name, old in module._parameters.items():
             if old is not None:
                 if id(old) not in made:
-                    made[id(old)] = _like(old, dtype, device)
+                    made[id(old)] = _like(old, torch.float32 if id(old) in wide else dtype, device)
                 module._parameters[name] = made[id(old)]
         for name, buffer in module._buffers.items():
             if buffer is not None:
@@ -50,9 +51,16 @@ def allocate(model: nn.Module, dtype: torch.dtype, device: str | torch.device = 
 
 
 def _like(old: nn.Parameter, dtype: torch.dtype, device: str | torch.device) -> nn.Parameter:
-    keep = getattr(old, "keep_float32", False)
-    data = torch.empty(old.shape, dtype=torch.float32 if keep else dtype, device=device)
-    new = nn.Parameter(data, requires_grad=old.requires_grad)
-    if keep:
-        setattr(new, "keep_float32", True)  # noqa: B010 (an attribute of ours on torch's class)
-    return new
+    return nn.Parameter(torch.empty(old.shape, dtype=dtype, device=device), requires_grad=old.requires_grad)
+
+
+def float32_names(model: nn.Module) -> list[str]:
+    """Names of the parameters that stay float32 whatever the dtype of the model.
+
+    A module lists its own in an attribute ``keep_float32``, relative to itself, as the indexer does.
+    """
+    return [
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in model.named_modules()
+        for name in getattr(module, "keep_float32", ())
+    ]

@@ -46,8 +46,10 @@ def yarn_ramp(dim: int, theta: float, yarn: YarnScaling) -> Tensor:
     def pair_that_turns(times: float) -> float:
         return dim * math.log(yarn.original_max_position_embeddings / (times * 2 * math.pi)) / (2 * math.log(theta))
 
-    low = max(math.floor(pair_that_turns(yarn.beta_fast)), 0)
-    high = min(math.ceil(pair_that_turns(yarn.beta_slow)), dim - 1)
+    low, high = pair_that_turns(yarn.beta_fast), pair_that_turns(yarn.beta_slow)
+    if yarn.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
     width = high - low if high != low else 0.001
     return ((torch.arange(dim // 2, dtype=torch.float32, device="cpu") - low) / width).clamp(0, 1)
 
@@ -72,10 +74,11 @@ class Rope:
         self.amplitude = 1.0
         """Factor on cos and sin."""
         self.softmax_factor = 1.0
-        """Factor on the softmax scale."""
+        """Factor on the softmax scale in latent attention; Llama and Qwen2 have none."""
         if isinstance(scaling, YarnScaling):
             all_dim = yarn_temperature(scaling.factor, scaling.mscale_all_dim)
-            self.amplitude = yarn_temperature(scaling.factor, scaling.mscale) / all_dim
+            computed = yarn_temperature(scaling.factor, scaling.mscale) / all_dim
+            self.amplitude = computed if scaling.attention_factor is None else scaling.attention_factor
             self.softmax_factor = all_dim**2
 
     def cos_sin(self, positions_BS: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,11 +5,12 @@ Published files write ``rope_theta`` and ``rope_scaling: {"type": ...}``; transf
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, Literal, get_type_hints
 
 from nautile.core.errors import UserError
 from nautile.core.nearest import suggestion
+from nautile.core.typed import Mismatch, read_value
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,10 @@ class YarnScaling:
     """Weight of the attention-temperature correction on the rotated part."""
     mscale_all_dim: float = 1.0
     """Weight of the attention-temperature correction on the whole softmax scale; 0 for none."""
+    attention_factor: float | None = None
+    """Factor on cos and sin; null computes it from the two mscales."""
+    truncate: bool = True
+    """Round the ends of the ramp between kept and slowed pairs to whole pairs."""
 
 
 @dataclass(frozen=True)
@@ -73,19 +78,35 @@ def read_rope(published: Mapping[str, Any], theta: float = 10000.0) -> tuple[flo
     Raises:
         UserError: The kind of extension is not one of `KINDS`, or a field it cannot do without is missing.
     """
-    rope = dict(published.get("rope_parameters") or published.get("rope_scaling") or {})
-    theta = float(rope.pop("rope_theta", None) or published.get("rope_theta") or theta)
-    kind = rope.get("rope_type") or rope.get("type") or "default"
-    if kind == "default":
+    rope = published.get("rope_parameters") or published.get("rope_scaling") or {}
+    if not isinstance(rope, Mapping):
+        raise UserError(
+            f"config.json: rope_scaling is {rope!r}", "it is an object, or null", "copy the published config.json again"
+        )
+    rope = {key: value for key, value in rope.items() if value is not None}
+    theta = _read("rope_theta", float, rope.pop("rope_theta", None) or published.get("rope_theta") or theta)
+    kinds = (rope.pop("rope_type", None), rope.pop("type", None))  # some files name it twice
+    kind = kinds[0] or kinds[1] or "default"
+    if rope.get("partial_rotary_factor") == 1.0:
+        del rope["partial_rotary_factor"]
+    if kind == "default" and not rope:
         return theta, None
-    if kind not in KINDS:
+    if kind not in KINDS and kind != "default":
         raise UserError(
             f"config.json: rope_scaling type {kind!r} is not supported",
             f"nautile turns positions as {', '.join(KINDS)} or without scaling",
             suggestion(str(kind), KINDS, "kinds"),
         )
-    known = {field.name for field in fields(KINDS[kind])} - {"type"}
-    values = {key: value for key, value in rope.items() if key in known and value is not None}
+    hints = get_type_hints(KINDS[kind]) if kind in KINDS else {}
+    known = set(hints) - {"type"}
+    for key in rope:
+        if key not in known:
+            raise UserError(
+                f"config.json: {key} in a rope_scaling of type {kind!r} is not known",
+                "it may ask for another rotation than the one built here",
+                suggestion(key, sorted(known), "fields") if known else "check that config.json belongs to the model",
+            )
+    values = {key: _read(key, hints[key], value) for key, value in rope.items()}
     if kind == "yarn":
         # A file without mscale_all_dim asks for no correction of the softmax scale; without mscale it means 1.
         values.setdefault("mscale_all_dim", 0.0)
@@ -100,3 +121,12 @@ def read_rope(published: Mapping[str, Any], theta: float = 10000.0) -> tuple[flo
             f"add {missing[0]} as in the model's published config.json",
         )
     return theta, KINDS[kind](**values)
+
+
+def _read(name: str, hint: Any, value: Any) -> Any:
+    try:
+        return read_value(hint, value, (name,), lambda *_: None)
+    except Mismatch as mismatch:
+        raise UserError(
+            f"config.json: {name} is {value!r}", f"it must be {mismatch.expected}", "correct the value"
+        ) from None

@@ -3,11 +3,13 @@
 A family's `model.py` builds the blocks; everything around them is the same in all families and stands here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
+from nautile.checkpoint.allocate import float32_names
 from nautile.core.context import CacheSpec, ForwardContext
 from nautile.layers.block import Block
 from nautile.layers.decoder import Decoder, DecoderOutput
@@ -84,6 +86,20 @@ class CausalLM(nn.Module):
         for router in self.routers():
             if router.e_score_correction_bias is not None:
                 router.e_score_correction_bias.zero_()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """What `to`, `half` and `bfloat16` do. Buffers and `keep_float32` parameters move, but are never narrowed:
+
+        a correction bias that has been rounded chooses other experts, and nobody would notice.
+        """
+        kept = dict(self.named_buffers()) | {name: self.get_parameter(name).detach() for name in float32_names(self)}
+        super()._apply(fn, recurse)
+        for name, before in kept.items():
+            owner, _, leaf = name.rpartition(".")
+            now = getattr(self.get_submodule(owner), leaf)
+            if now.dtype.itemsize < before.dtype.itemsize:
+                now.data = before.to(now.device)
+        return self
 
     def routers(self) -> list[Router]:
         """Routers in the order of the decisions of `hidden`, then of `predict_ahead`."""

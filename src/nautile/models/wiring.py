@@ -3,8 +3,13 @@
 A family's `model.py` says which of them stand in which layer.
 """
 
+from functools import partial
+from typing import overload
+
 from nautile.layers.attention.gqa import GroupedQueryAttention
+from nautile.layers.attention.indexer import Indexer
 from nautile.layers.attention.mla import MLA
+from nautile.layers.attention.sparse_mla import SparseMLA
 from nautile.layers.ffn import SwiGLU
 from nautile.layers.moe.experts import Experts
 from nautile.layers.moe.layer import MoE
@@ -46,9 +51,18 @@ def mixture(c: RoutedExperts, local: range | None = None) -> MoE:
     )
 
 
-def latent_attention(c: LatentHeads, layer: int) -> MLA:
-    """Multi-head latent attention of the layer with this index."""
-    return MLA(
+@overload
+def latent_attention(c: LatentHeads, layer: int) -> MLA: ...
+
+
+@overload
+def latent_attention(c: LatentHeads, layer: int, indexer: Indexer) -> SparseMLA: ...
+
+
+def latent_attention(c: LatentHeads, layer: int, indexer: Indexer | None = None) -> MLA:
+    """Multi-head latent attention of the layer with this index, sparse behind an indexer."""
+    kind = MLA if indexer is None else partial(SparseMLA, indexer=indexer)
+    return kind(
         layer,
         c.hidden_size,
         c.num_attention_heads,

@@ -47,7 +47,7 @@ class GroupedQueryAttention(Attention):
         super().__init__()
         self.layer, self.n_heads, self.n_kv_heads, self.head_dim = layer, n_heads, n_kv_heads, head_dim
         self.rope = rope
-        self.scale = head_dim**-0.5 * rope.softmax_factor
+        self.scale = head_dim**-0.5
         self.q_proj = Linear(dim, n_heads * head_dim, bias=qkv_bias)
         self.k_proj = Linear(dim, n_kv_heads * head_dim, bias=qkv_bias)
         self.v_proj = Linear(dim, n_kv_heads * head_dim, bias=qkv_bias)

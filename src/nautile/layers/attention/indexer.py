@@ -44,6 +44,9 @@ class Indexer(nn.Module):
         fp8: Round queries and keys as DeepSeek's code does before multiplying them (`index_fp8`).
     """
 
+    keep_float32 = ("k_norm.weight", "k_norm.bias", "weights_proj.weight")
+    """Parameters that stay float32 in a model of a narrower dtype."""
+
     def __init__(
         self, dim: int, q_lora_rank: int, n_heads: int, head_dim: int, *, rope_dim: int, topk: int, fp8: bool = False
     ) -> None:
@@ -53,8 +56,6 @@ class Indexer(nn.Module):
         self.wk = nn.Linear(dim, head_dim, bias=False)
         self.k_norm = nn.LayerNorm(head_dim, KEY_EPS)
         self.weights_proj = nn.Linear(dim, n_heads, bias=False)
-        for parameter in (self.k_norm.weight, self.k_norm.bias, self.weights_proj.weight):
-            setattr(parameter, "keep_float32", True)  # noqa: B010 (an attribute of ours on torch's class)
 
     def keys(self, x_BSD: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
         """Index keys [B, S, I] of tokens: what the cache holds. `angles` are cos and sin [B, S, P]."""

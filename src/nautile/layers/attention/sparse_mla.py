@@ -10,6 +10,8 @@ rest only one index key each.
 B sequences, S queries, T cached tokens, D model, H heads, N nope, R rope, V value, C latent, K selected.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -17,7 +19,6 @@ from nautile import ops
 from nautile.core.context import CacheSpec, ForwardContext
 from nautile.layers.attention.indexer import Indexer
 from nautile.layers.attention.mla import MLA
-from nautile.layers.rope import Rope
 
 
 class SparseMLA(MLA):
@@ -26,35 +27,13 @@ class SparseMLA(MLA):
     While a sequence has no more tokens than the indexer selects, all are read and no scores are computed.
 
     Args:
-        layer: As in `MLA`, with all that follow; there is always a query latent, which the indexer shares.
+        mla: Arguments of `MLA`; there is always a query latent, which the indexer shares.
         indexer: Selects the tokens.
+        more: Keyword arguments of `MLA`.
     """
 
-    def __init__(
-        self,
-        layer: int,
-        dim: int,
-        n_heads: int,
-        *,
-        q_lora_rank: int,
-        kv_lora_rank: int,
-        nope_dim: int,
-        rope_dim: int,
-        v_dim: int,
-        rope: Rope,
-        indexer: Indexer,
-    ) -> None:
-        super().__init__(
-            layer,
-            dim,
-            n_heads,
-            q_lora_rank=q_lora_rank,
-            kv_lora_rank=kv_lora_rank,
-            nope_dim=nope_dim,
-            rope_dim=rope_dim,
-            v_dim=v_dim,
-            rope=rope,
-        )
+    def __init__(self, *mla: Any, indexer: Indexer, **more: Any) -> None:
+        super().__init__(*mla, **more)
         self.indexer = indexer
 
     def forward(self, x_BSD: Tensor, ctx: ForwardContext) -> Tensor:

@@ -1,4 +1,4 @@
-"""Shape of a DeepSeek-V2 model: V2, V2.5, Coder-V2, their Lite versions, and the language models of VL2."""
+"""Shape of a DeepSeek-V2 model: V2, V2.5, Coder-V2, their Lite versions, and VL2's language models with MLA."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar

@@ -3,11 +3,10 @@
 Nothing here imports torch, so that ``--help`` and `check` answer at once.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from nautile.core.errors import UserError
 from nautile.layers.rope_scaling import YarnScaling
 from nautile.models.config import LatentHeads, MultiTokenPrediction, RoutedExperts, Rule
 
@@ -49,22 +48,6 @@ class DeepseekV32Config(MultiTokenPrediction, LatentHeads, RoutedExperts):
             f"index_fp8 with index_head_dim {width}",
             "Hadamard matrices of Sylvester's kind have a power of two rows",
         )
-
-    @classmethod
-    def read_fields(cls, published: Mapping[str, Any]) -> dict[str, Any]:
-        """Our fields; transformers 5 lists the kind of every layer instead of counting the dense ones."""
-        values = super().read_fields(published)
-        kinds = published.get("mlp_layer_types")
-        if kinds:
-            dense = next((layer for layer, kind in enumerate(kinds) if kind != "dense"), len(kinds))
-            if kinds[dense:] != ["sparse"] * (len(kinds) - dense):
-                raise UserError(
-                    f"config.json: mlp_layer_types {kinds} is not supported",
-                    "a deepseek_v32 model has its dense layers at the bottom and experts in all others",
-                    "check that config.json belongs to the weights",
-                )
-            values["first_k_dense_replace"] = dense
-        return values
 
     def to_hf(self) -> dict[str, Any]:
         """The config.json of this model; `index_fp8` is left out where it changes nothing."""

@@ -1,12 +1,10 @@
 """DeepSeek-V3.2: the wiring (V3.2-Exp §2). V3 in which every attention, the MTP module's too, has an indexer."""
 
 from nautile.layers.attention.indexer import Indexer
-from nautile.layers.attention.sparse_mla import SparseMLA
 from nautile.layers.block import Block
-from nautile.layers.rope import Rope
 from nautile.models.causal_lm import CausalLM
 from nautile.models.deepseek_v32.config import DeepseekV32Config
-from nautile.models.wiring import dense, mixture
+from nautile.models.wiring import dense, latent_attention, mixture
 
 
 class DeepseekV32ForCausalLM(CausalLM):
@@ -27,29 +25,18 @@ class DeepseekV32ForCausalLM(CausalLM):
 def build_block(c: DeepseekV32Config, layer: int, experts: range | None = None) -> Block:
     """Block of global index `layer`; those of the MTP modules count on from the decoder's."""
     mlp = mixture(c, experts) if c.has_experts(layer) else dense(c)
-    return Block(c.hidden_size, c.rms_norm_eps, sparse_attention(c, layer), mlp)
+    return Block(c.hidden_size, c.rms_norm_eps, latent_attention(c, layer, indexer(c)), mlp)
 
 
-def sparse_attention(c: DeepseekV32Config, layer: int) -> SparseMLA:
-    """Latent attention behind an indexer."""
+def indexer(c: DeepseekV32Config) -> Indexer:
+    """What chooses the tokens that a layer's attention reads."""
     assert c.q_lora_rank is not None, "DeepseekV32Config.rules refuses a model without a query latent"
-    return SparseMLA(
-        layer,
+    return Indexer(
         c.hidden_size,
-        c.num_attention_heads,
-        q_lora_rank=c.q_lora_rank,
-        kv_lora_rank=c.kv_lora_rank,
-        nope_dim=c.qk_nope_head_dim,
+        c.q_lora_rank,
+        c.index_n_heads,
+        c.index_head_dim,
         rope_dim=c.qk_rope_head_dim,
-        v_dim=c.v_head_dim,
-        rope=Rope(c.qk_rope_head_dim, c.rope_theta, c.rope_scaling),
-        indexer=Indexer(
-            c.hidden_size,
-            c.q_lora_rank,
-            c.index_n_heads,
-            c.index_head_dim,
-            rope_dim=c.qk_rope_head_dim,
-            topk=c.index_topk,
-            fp8=c.index_fp8,
-        ),
+        topk=c.index_topk,
+        fp8=c.index_fp8,
     )
