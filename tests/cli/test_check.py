@@ -224,7 +224,7 @@ def test_ids_that_end_documents(capsys, tmp_path):
 
 def test_unknown_families_and_methods_are_named(tmp_path):
     folder = write(tmp_path / "odd", NANO.to_hf() | {"model_type": "deepseek_v23"}, tensors_of(NANO))
-    with pytest.raises(UserError, match=r"model_type 'deepseek_v23' is not supported(?s:.*)did you mean 'deepseek_v"):
+    with pytest.raises(UserError, match=r"model_type 'deepseek_v23' is not supported(?s:.*)nearest of them is deepseek_v"):
         check.main([str(folder)])
     quantised = NANO.to_hf() | {"quantization_config": {"quant_method": "awq"}}
     write(folder, quantised, tensors_of(NANO))

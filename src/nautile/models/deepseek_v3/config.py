@@ -50,7 +50,7 @@ class DeepseekV3Config(MultiTokenPrediction, LatentHeads, RoutedExperts):
     with a normalised input starts with half its scale. The small presets keep σ·√D, not σ, so σ = 0.006·√(7168/D)."""
     bos_token_id: int = 0
     """Id that begins a document."""
-    eos_token_id: int = 1
+    eos_token_id: int | tuple[int, ...] | None = 1
     """Id that ends a document."""
 
 
