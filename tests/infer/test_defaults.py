@@ -61,6 +61,11 @@ def test_what_is_not_applied_is_named_unless_it_changes_nothing(tmp_path):
         ('{"top_p": 1.5}', "top_p 1.5 is not possible"),
         ('{"temperature": -1}', "temperature -1 is not possible"),
         ('{"max_new_tokens": 0}', "max_tokens 0 is not possible"),
+        ('{"temperature": NaN}', "temperature nan is not possible"),
+        ('{"eos_token_id": "</s>"}', "eos_token_id '</s>' is not a token id or a list of them"),
+        ('{"eos_token_id": [1, "2"]}', "eos_token_id [1, '2'] is not a token id"),
+        ('{"eos_token_id": true}', "eos_token_id True is not a token id"),
+        ('{"eos_token_id": {"id": 1}}', "is not a token id"),
     ],
 )
 def test_broken_files_are_named(tmp_path, text, what):

@@ -4,14 +4,17 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from nautile.core.errors import UserError
 from nautile.infer import batch as batch_module
 from nautile.infer.completion import Completion, Output
 from nautile.infer.defaults import Defaults
-from nautile.infer.llm import LLM, as_prompts
+from nautile.infer.llm import LLM
 from nautile.infer.params import SamplingParams
+from nautile.infer.prompt import as_prompts
 from nautile.text.stream import IncrementalDecoder
+from nautile.text.thinking import join
 from nautile.text.tokenizer import train_tokenizer
 
 GREEDY = SamplingParams(max_tokens=12, temperature=0.0, ignore_eos=True)
@@ -271,6 +274,115 @@ def test_prompts_in_every_form():
     assert as_prompts([]) == []
 
 
+@pytest.mark.parametrize(
+    ("prompts", "what"),
+    [
+        (torch.tensor([5, 17]), "the prompts are of type Tensor"),
+        (torch.tensor([[5, 17]]), "the prompts are of type Tensor"),
+        ([torch.tensor([5, 17])], "a prompt is of type Tensor"),
+        ([torch.tensor(5), torch.tensor(17)], "a prompt is of type Tensor"),
+        ([[5, torch.tensor(17)]], "which is of type Tensor"),
+        ([5, "a"], "a prompt is of type int"),
+        ([[5, 1.0]], "a prompt holds '1.0', which is of type float"),
+        ([[5, True]], "which is of type bool"),
+        ([[[5]]], "which is of type list"),
+        (None, "the prompts are of type NoneType"),
+        (b"text", "the prompts are of type bytes"),
+        ({"prompt": "text"}, "the prompts are of type dict"),
+    ],
+)
+def test_what_is_no_prompt_is_refused(model, prompts, what):
+    with pytest.raises(UserError) as raised:
+        LLM(model).generate(prompts, GREEDY)
+    assert what in raised.value.what
+
+
+def test_ids_of_numpy_are_ids(model):
+    numpy = pytest.importorskip("numpy")
+    same = LLM(model).generate([RAGGED[0]], GREEDY)
+    assert LLM(model).generate(list(numpy.array(RAGGED[0])), GREEDY) == same
+    assert LLM(model).generate([tuple(RAGGED[0])], GREEDY) == same
+
+
+def test_a_type_by_its_name(folder):
+    assert LLM(folder, "bfloat16").model.lm_head.weight.dtype is torch.bfloat16
+    assert LLM(folder, dtype="auto").model.lm_head.weight.dtype is torch.float32
+    with pytest.raises(UserError, match="'int4' is no type to run in"):
+        LLM(folder, dtype="int4")
+
+
+def test_pickled_weights_are_taken_when_allowed(folder, tmp_path):
+    weights = load_file(folder / "model" / "model.safetensors")
+    torch.save(weights, tmp_path / "pytorch_model.bin")
+    for file in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / file).write_bytes((folder / "model" / file).read_bytes())
+    with pytest.raises(UserError):
+        LLM(tmp_path)
+    same = LLM(folder).generate(RAGGED, GREEDY)
+    assert LLM(tmp_path, allow_pickle=True).generate(RAGGED, GREEDY) == same
+
+
+def copied(folder, tmp_path, name, generation=None):
+    copy = tmp_path / name
+    copy.mkdir()
+    for file in (folder / "model").iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    if generation is not None:
+        (copy / "generation_config.json").write_text(json.dumps(generation))
+    return LLM(copy)
+
+
+def test_who_decides_how_a_chat_is_sampled(folder, tmp_path):
+    r1 = copied(folder, tmp_path, "DeepSeek-R1")
+    assert r1.chat_params == SamplingParams(temperature=0.6, top_p=0.95, max_tokens=32768)
+    assert r1.default_params == SamplingParams()  # of a text to continue nobody spoke
+    own = copied(folder, tmp_path, "DeepSeek-R1-0528", {"temperature": 0.3})
+    assert own.chat_params == SamplingParams(temperature=0.3, max_tokens=32768)
+    nobody = LLM(folder, chat_template="v3.1")
+    assert (nobody.chat_params.temperature, nobody.chat_params.max_tokens) == (0.6, 2048)
+    assert LLM(folder).chat_params == SamplingParams(temperature=0.7, top_p=0.95, max_tokens=2048)
+
+
+def test_an_answer_nobody_limits_may_fill_the_context(folder, tmp_path, capsys):
+    llm = copied(folder, tmp_path, "DeepSeek-V3", {"do_sample": False, "eos_token_id": 1})
+    hello = [{"role": "user", "content": "the"}]
+    prompt = llm.chat_prompt(hello)
+    output = llm.chat(hello)
+    assert output.finish_reason == "stop" or len(output.token_ids) == 64 - len(prompt.ids) > 16
+    assert "reduced" not in capsys.readouterr().err
+
+
+def test_several_conversations_at_once(folder):
+    llm = LLM(folder, chat_template="v3.1")
+    params = SamplingParams(max_tokens=9, temperature=1.0, seed=2, ignore_eos=True)
+    one, two = [{"role": "user", "content": "the"}], [{"role": "user", "content": [{"type": "text", "text": "fox"}]}]
+    alone = [llm.chat(each, params, thinking=True) for each in (one, two)]
+    assert llm.chat([one, two], params, thinking=True) == alone
+    assert llm.chat((one,), params, thinking=True) == alone[:1]
+    short = SamplingParams(max_tokens=2, seed=2, ignore_eos=True)
+    assert [len(output.token_ids) for output in llm.chat([one, two], [params, short])] == [9, 2]
+    for wrong in ([one, []], [[]], [one, two[0]]):
+        with pytest.raises(UserError, match="is no conversation"):
+            llm.chat(wrong, params)
+
+
+def test_a_streamed_chat_is_the_same_answer(folder, capsys):
+    llm = LLM(folder, chat_template="v3.1")
+    params = SamplingParams(max_tokens=12, temperature=1.0, seed=3, ignore_eos=True)
+    hello = [{"role": "user", "content": "the"}]
+    for thinking in (True, False):
+        whole = llm.chat(hello, params, thinking=thinking)
+        pieces = list(llm.chat_stream(hello, params, thinking=thinking))
+        assert join(pieces) == (whole.reasoning, whole.text) and len(pieces) > 2
+        assert all(piece.reasoning == thinking for piece in pieces)
+    assert list(llm.chat_stream(hello))  # without params, too
+    assert capsys.readouterr().err.count("still reasoning") == 1
+    with pytest.raises(UserError, match="is no conversation"):
+        llm.chat_stream([])
+
+
 def test_params_that_do_not_pair_with_the_prompts_are_refused(model):
     with pytest.raises(UserError, match="2 sampling params for 1 prompts"):
         LLM(model).generate([RAGGED[0]], [GREEDY, GREEDY])
+    with pytest.raises(UserError, match="sampling params are of type dict"):
+        LLM(model).generate([RAGGED[0]], [{"temperature": 0}])

@@ -97,7 +97,15 @@ def test_greedy_ignores_the_seed_and_rows_may_differ_in_temperature():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"max_tokens": 0}, {"temperature": -1.0}, {"top_p": 0.0}, {"top_p": 1.1}, {"top_k": -1}, {"stop": ("a", "")}],
+    [
+        *[{"max_tokens": value} for value in (0, None, 2.5, "16", True, math.inf)],
+        *[{"temperature": value} for value in (-1.0, None, "hot", math.nan, math.inf, True)],
+        *[{"top_p": value} for value in (0.0, 1.1, math.nan, None, torch.tensor(0.5))],
+        *[{"top_k": value} for value in (-1, 0.5, None)],
+        *[{"stop": value} for value in (("a", ""), 3, ["a", 5], [None], b"end")],
+        *[{"seed": value} for value in (1.5, "1", -1, 2**64, False)],
+        {"ignore_eos": None},
+    ],
 )
 def test_impossible_params_are_refused(wrong):
     with pytest.raises(UserError, match="not possible"):
@@ -106,3 +114,11 @@ def test_impossible_params_are_refused(wrong):
 
 def test_one_stop_string_may_be_given_bare():
     assert SamplingParams(stop="end").stop == ("end",)
+    assert SamplingParams(stop=["a", "b"]).stop == ("a", "b")
+    assert SamplingParams(stop=None).stop == ()
+
+
+def test_numbers_of_other_libraries_are_numbers():
+    numpy = pytest.importorskip("numpy")
+    params = SamplingParams(max_tokens=numpy.int64(3), temperature=numpy.float32(0.5), top_k=numpy.int32(2))
+    assert (params.max_tokens, params.temperature, params.top_k) == (3, 0.5, 2)

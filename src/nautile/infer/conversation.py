@@ -7,7 +7,8 @@ from typing import Literal
 from nautile.infer.llm import LLM
 from nautile.infer.params import SamplingParams
 from nautile.infer.prompt import ChatPrompt, beginning, needs_tokenizer
-from nautile.text.thinking import Piece, ThinkSplitter
+from nautile.text.templates.messages import Message
+from nautile.text.thinking import Piece
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,7 @@ class Conversation:
 
     def prompt(self) -> ChatPrompt:
         """Token ids of the turns that leave room for an answer."""
-        context = self.llm.config.max_position_embeddings
-        limit = context - min(self.params.max_tokens, context // 2)
-        return self._running_text(limit) if self.llm.template is None else self._messages(limit)
+        return self._running_text() if self.llm.template is None else self._prompt_of(self._messages())
 
     def text(self) -> str:
         """The turns as one text, each on a line of its own."""
@@ -72,25 +71,25 @@ class Conversation:
         return "".join(lines)
 
     def _pieces(self) -> Generator[Piece]:
-        prompt = self.prompt()
-        stream = self.llm.stream(prompt.ids, self.params)
         if self.llm.template is None:  # a base model's <think> is text like any other
-            yield from map(Piece, stream)
-            return
-        splitter = ThinkSplitter(prompt.thinking)
-        for text in stream:
-            yield from splitter.push(text)
-        yield from splitter.flush()
+            yield from map(Piece, self.llm.stream(self.prompt().ids, self.params))
+        else:
+            yield from self.llm.chat_stream(self._messages(), self.params, thinking=self.thinking)
 
-    def _running_text(self, limit: int) -> ChatPrompt:
+    def _limit(self) -> int:
+        context = self.llm.config.max_position_embeddings
+        return context - min(self.params.max_tokens, context // 2)
+
+    def _running_text(self) -> ChatPrompt:
         first = beginning(self.tokenizer)
         ids = self.tokenizer.encode(self.text())
-        return ChatPrompt([*first, *ids[-(limit - len(first)) :]], thinking=False)
+        return ChatPrompt([*first, *ids[-(self._limit() - len(first)) :]], thinking=False)
 
-    def _messages(self, limit: int) -> ChatPrompt:
-        messages = [{"role": turn.role, "content": turn.content} for turn in self.turns]
-        prompt = self.llm.chat_prompt(messages, thinking=self.thinking)
-        while len(prompt.ids) > limit and len(messages) > 2:
+    def _messages(self) -> list[Message]:
+        messages: list[Message] = [{"role": turn.role, "content": turn.content} for turn in self.turns]
+        while len(messages) > 2 and len(self._prompt_of(messages).ids) > self._limit():
             messages = messages[2:]
-            prompt = self.llm.chat_prompt(messages, thinking=self.thinking)
-        return prompt
+        return messages
+
+    def _prompt_of(self, messages: list[Message]) -> ChatPrompt:
+        return self.llm.chat_prompt(messages, thinking=self.thinking)

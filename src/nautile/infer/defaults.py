@@ -4,7 +4,6 @@ Who speaks of sampling at all decides it whole: a file with a temperature and no
 somebody else's top_p.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nautile.core.errors import UserError
+from nautile.core.json_file import read_json_object
 from nautile.infer.params import SamplingParams
 
 FILE = "generation_config.json"
@@ -30,6 +30,11 @@ BOOKKEEPING = {
     *("do_sample", "max_new_tokens", "return_dict_in_generate", "output_attentions", "output_hidden_states"),
 }
 """Fields that are applied elsewhere or are not about sampling."""
+
+NEUTRAL: Mapping[str, float] = {"temperature": 0.7, "top_p": 0.95}
+"""Sampling of an answer about which nobody says anything."""
+ANSWER_TOKENS = 2048
+"""Length of an answer where neither the request nor the model says one."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +79,7 @@ def read_defaults(folder: Path) -> Defaults:
         values["temperature"] = 0.0
     if fields.get("max_new_tokens") is not None:
         values["max_tokens"] = fields["max_new_tokens"]
-    eos = fields.get("eos_token_id")
-    eos_ids = () if eos is None else (eos,) if isinstance(eos, int) else tuple(eos)
+    eos_ids = _eos_ids(file, fields.get("eos_token_id"))
     known = {*SAMPLING, *BOOKKEEPING}
     ignored = {
         name: value
@@ -128,18 +132,22 @@ def describe(chosen: Sequence[tuple[str, float, str]]) -> str:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    try:
-        fields = json.loads(file.read_text("utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{file}: not JSON ({error})", "sampling defaults are read from it", "copy the file again, or remove it"
-        ) from error
-    if not isinstance(fields, dict):
-        raise UserError(f"{file} holds no JSON object", f"a {FILE} is one", "copy the file again, or remove it")
+    fields = read_json_object(file, "sampling defaults are read from it", "copy the file again, or remove it")
     kinds = {"temperature": int | float, "top_p": int | float, "top_k": int, "max_new_tokens": int}
     for name, kind in kinds.items():
         value = fields.get(name)
         if value is not None and (isinstance(value, bool) or not isinstance(value, kind)):
-            noun = "an integer" if kind is int else "a number"
-            raise UserError(f"{file}: {name} {value!r} is not {noun}", "sampling goes by it", "correct or remove it")
+            raise _wrong(file, name, value, "an integer" if kind is int else "a number", "sampling goes by it")
     return fields
+
+
+def _eos_ids(file: Path, eos: object) -> tuple[int, ...]:
+    listed = [] if eos is None else eos if isinstance(eos, list) else [eos]
+    ids = [token_id for token_id in listed if isinstance(token_id, int) and not isinstance(token_id, bool)]
+    if len(ids) < len(listed):
+        raise _wrong(file, "eos_token_id", eos, "a token id or a list of them", "answers end with it")
+    return tuple(ids)
+
+
+def _wrong(file: Path, name: str, value: object, noun: str, why: str) -> UserError:
+    return UserError(f"{file}: {name} {value!r} is not {noun}", why, "correct or remove it")

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 from nautile.core.errors import UserError
@@ -12,6 +13,21 @@ from nautile.text.fim import psm_prompt
 from nautile.text.templates.messages import Message, check_messages
 from nautile.text.thinking import opened_by
 from nautile.text.tokenizer import Tokenizer
+
+Prompt = str | Sequence[int]
+"""Text, or token ids, which are fed as they are."""
+
+
+def as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """A list of prompts, whether one or several were given: a flat list of ids is one prompt.
+
+    Raises:
+        UserError: Something else than text or lists, such as a tensor.
+    """
+    if isinstance(prompts, str):
+        return [prompts]
+    items: list[Any] = _listed(prompts, "the prompts are")
+    return [items] if items and all(map(_is_id, items)) else items
 
 
 def check_vocabulary(tokenizer: Tokenizer | None, config: DecoderConfig) -> None:
@@ -38,20 +54,25 @@ def to_token_ids(prompt: str | Sequence[int], tokenizer: Tokenizer | None, confi
     An empty prompt of either kind is the begin-of-sentence token alone.
 
     Raises:
-        UserError: Text without a tokenizer, an id without an embedding, or an empty prompt where nothing begins a text.
+        UserError: Text without a tokenizer, an id without an embedding, an empty prompt where nothing begins a text, or
+            something that is neither text nor a list of ids.
     """
     if isinstance(prompt, str):
         encoder = needs_tokenizer(tokenizer, "a text prompt")
         return [*beginning(encoder), *encoder.encode(prompt)] or [encoder.bos_id]
-    unknown = [token_id for token_id in prompt if not 0 <= token_id < config.vocab_size]
+    ids = _listed(prompt, "a prompt is")
+    for item in ids:
+        if not _is_id(item):
+            raise _no_prompt(f"a prompt holds {str(item)[:40]!r}, which is of type {type(item).__name__}")
+    unknown = [token_id for token_id in ids if not 0 <= token_id < config.vocab_size]
     if unknown:
         raise UserError(
             f"token id {unknown[0]} is not in the vocabulary",
             f"the model's ids go from 0 to {config.vocab_size - 1}",
             "encode the prompt with the model's own tokenizer",
         )
-    if prompt:
-        return list(prompt)
+    if ids:
+        return [int(token_id) for token_id in ids]
     first = config.bos_token_id if tokenizer is None else tokenizer.bos_id
     if first is None:
         raise UserError("the prompt is empty", "this model has no token that begins a text", "give at least one token")
@@ -136,4 +157,20 @@ def room_after(prompt: Sequence[int], context: int) -> int:
         f"the prompt has {len(prompt)} tokens",
         f"the model's context is {context} tokens, and the answer must fit, too",
         f"shorten the prompt to at most {context - 1} tokens",
+    )
+
+
+def _is_id(item: object) -> bool:
+    return isinstance(item, Integral) and not isinstance(item, bool)
+
+
+def _listed(items: object, what: str) -> list[Any]:
+    if isinstance(items, Sequence) and not isinstance(items, str | bytes | bytearray):
+        return list(items)
+    raise _no_prompt(f"{what} of type {type(items).__name__}")
+
+
+def _no_prompt(what: str) -> UserError:
+    return UserError(
+        what, "a prompt is a text or a list of token ids", "give str or list[int]; .tolist() makes lists of a tensor"
     )
