@@ -13,6 +13,7 @@ import torch
 from safetensors import safe_open
 
 import nautile
+import nautile.models.io
 from nautile.checkpoint import save as save_module
 from nautile.checkpoint.allocate import allocate, meta_device
 from nautile.checkpoint.compare import Comparison, compare
@@ -106,51 +107,127 @@ def test_saving_over_an_earlier_model_leaves_only_the_new_one(sizes: tuple[int, 
         assert names(tmp_path) == {SINGLE}
 
 
+class Killed(BaseException):
+    """The process dies here."""
+
+
+def killing(step: int, original, counter: list[int]):
+    """`original`, dying from the call number `step` on: later calls die, too, so nothing is cleaned up."""
+
+    def call(*arguments, **keywords):
+        counter[0] += 1
+        if counter[0] >= step:
+            raise Killed
+        return original(*arguments, **keywords)
+
+    return call
+
+
+def scaled(seed: int, factor: float) -> DeepseekV3ForCausalLM:
+    return made(seed, replace(V3_NANO, routed_scaling_factor=factor))
+
+
 @pytest.mark.parametrize("old", [SMALL, 10**9])
 @pytest.mark.parametrize("new", [SMALL, 10**9])
-def test_wherever_saving_is_killed_the_folder_holds_one_whole_model(old, new, tmp_path, monkeypatch) -> None:
+def test_wherever_saving_is_killed_weights_never_stand_beside_another_configuration(
+    old, new, tmp_path, monkeypatch
+) -> None:
     """Every rename and every removal of a file is in turn the one before which the process dies."""
-    before, after = made(1), made(2)
+    before, after = scaled(1, 2.5), scaled(2, 1.5)
+    original = nautile.models.io.save_from
 
-    class Killed(BaseException):
-        pass
+    def save(model, folder, size):
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                "nautile.models.io.save_from", lambda *args, **kw: original(*args, max_shard_bytes=size, **kw)
+            )
+            nautile.save(model, folder)
 
-    def killing(step: int, counter: list[int]):
-        def wrap(original):
-            def call(*arguments, **keywords):
-                counter[0] += 1
-                if counter[0] >= step:
-                    raise Killed  # and nothing is cleaned up afterwards: later calls die, too
-                return original(*arguments, **keywords)
+    def state(folder) -> str:
+        """Which model a reader finds; "none" where it is told that there is none."""
+        if not (folder / "config.json").exists():
+            with pytest.raises(UserError, match=r"weights without a config.json(?s:.*)interrupted"):
+                nautile.load(folder)
+            return "none"
+        found = nautile.load(folder)
+        for name, model in (("before", before), ("after", after)):
+            if same(found, model) and found.config == model.config:
+                return name
+        return "mixture"
 
-            return call
-
-        return wrap
-
-    seen = set()
+    seen = []
     for step in range(1, 200):
         folder = tmp_path / str(step)
-        save_from(before, folder, layout(V3_NANO), max_shard_bytes=old)
+        save(before, folder, old)
         counter = [0]
         with monkeypatch.context() as patch:
-            wrap = killing(step, counter)
-            patch.setattr(Path, "replace", wrap(Path.replace))
-            patch.setattr(Path, "unlink", wrap(Path.unlink))
+            patch.setattr(Path, "replace", killing(step, Path.replace, counter))
+            patch.setattr(Path, "unlink", killing(step, Path.unlink, counter))
             try:
-                save_from(after, folder, layout(V3_NANO), max_shard_bytes=new)
+                save(after, folder, new)
                 died = False
             except Killed:
                 died = True
-        found = read(folder)
-        assert same(found, before) or same(found, after)
-        seen.add(same(found, after))
-        save_from(after, folder, layout(V3_NANO), max_shard_bytes=new)
-        assert same(read(folder), after) and not any(name.endswith(".partial") for name in names(folder))
+        seen.append(state(folder))
+        save(after, folder, new)
+        assert state(folder) == "after" and not any(name.endswith(".partial") for name in names(folder))
         if not died:
             break
     else:
         raise AssertionError("saving never ended")
-    assert seen == {False, True}
+    assert seen == sorted(seen, key=["before", "none", "after"].index) and set(seen) == {"before", "none", "after"}
+
+
+@pytest.mark.parametrize("old", [SMALL, 10**9])
+@pytest.mark.parametrize("new", [SMALL, 10**9])
+def test_a_rename_that_fails_leaves_the_earlier_model_with_its_configuration(old, new, tmp_path, monkeypatch) -> None:
+    save = save_from
+    save(made(1), tmp_path, layout(V3_NANO), old, config="old")
+    held = {name: (tmp_path / name).read_bytes() for name in names(tmp_path)}
+    real = Path.replace
+
+    def failing(self, target):
+        if Path(target).name == (SINGLE if new != SMALL else INDEX):
+            raise OSError(5, os.strerror(5), str(self))
+        return real(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", failing)
+        with pytest.raises(NautileError, match="cannot write"):
+            save(made(2), tmp_path, layout(V3_NANO), new, config="new")
+    assert {name: (tmp_path / name).read_bytes() for name in names(tmp_path)} == held
+
+
+def test_bytes_are_on_the_disk_before_names_point_to_them(tmp_path, monkeypatch) -> None:
+    """Every file is flushed before its rename, the folder after the switch and before config.json is back."""
+    save_from(made(1), tmp_path, layout(V3_NANO), config="old")
+    events: list[str] = []
+    fsync, rename = os.fsync, Path.replace
+
+    def spied_fsync(handle):
+        events.append("sync " + Path(f"/proc/self/fd/{handle}").readlink().name)
+        fsync(handle)
+
+    def spied_rename(self, target):
+        events.append(f"{self.name} -> {Path(target).name}")
+        return rename(self, target)
+
+    monkeypatch.setattr(os, "fsync", spied_fsync)
+    monkeypatch.setattr(Path, "replace", spied_rename)
+    save_from(made(2), tmp_path, layout(V3_NANO), config="new")
+    flush = f"sync {tmp_path.name}"
+    weights, config = f".{SINGLE}.partial", ".config.json.partial"
+    order = [event for i, event in enumerate(events) if i == 0 or event != events[i - 1]]
+    assert order == [
+        f"sync {weights}",
+        f"sync {config}",
+        "config.json -> .config.json.earlier.partial",
+        flush,
+        f"{weights} -> {SINGLE}",
+        flush,
+        f"{config} -> config.json",
+        flush,
+    ]
 
 
 @pytest.mark.parametrize("old", [SMALL, 10**9])

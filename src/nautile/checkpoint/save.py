@@ -1,8 +1,10 @@
 """From a model into a folder: safetensors in the published layout, one tensor at a time.
 
-An earlier model in the folder stays whole until the new one is. All new files are on the disk under temporary names
-before the first gets its own; none takes the name of an old shard; and one rename, of the index or of the single file,
-turns the folder from the old model into the new one. What is left of the old one goes last.
+All new files, config.json included, are on the disk under temporary names before anything of an earlier model changes.
+Then its config.json steps aside, one rename, of the index or of the single file, turns the weights from the old ones
+into the new ones, and the new config.json takes its name. A process killed before that leaves the earlier model, one
+killed after it the new one, and one killed in between a folder without config.json, which loading refuses: new weights
+are never found beside an old configuration. What is left of the earlier model goes last.
 """
 
 import itertools
@@ -17,17 +19,27 @@ from nautile.checkpoint.compare import named_tensors, targets
 from nautile.checkpoint.index import SAFETENSORS
 from nautile.checkpoint.layout import Layout
 from nautile.checkpoint.shard import ShardWriter
-from nautile.core.atomic import atomic_write_text, disk_errors
+from nautile.core.atomic import disk_errors, sync
 
-_STALE = re.compile(r"model-[\d-]+-of-\d+\.safetensors|\.model[-.].*\.partial")
+CONFIG = "config.json"
+_STALE = re.compile(r"model-[\d-]+-of-\d+\.safetensors|\.(model[-.]|config\.json).*\.partial")
 """Shards, and what a process that was killed left unfinished."""
 
 
-def save_from(model: nn.Module, folder: Path, layout: Layout, max_shard_bytes: int = 5 * 10**9) -> None:
+def save_from(
+    model: nn.Module, folder: Path, layout: Layout, max_shard_bytes: int = 5 * 10**9, config: str | None = None
+) -> None:
     """Write every parameter and buffer of `model` under its published name, in shards of at most `max_shard_bytes`.
 
     A tied parameter is written once, as transformers and vLLM expect; the copies that the layout lists are written.
-    An earlier model's weights in the folder are replaced.
+    An earlier model in the folder is replaced.
+
+    Args:
+        model: Where the weights are.
+        folder: Made if it is not there.
+        layout: How they are published.
+        max_shard_bytes: Size of a file; a larger tensor has one of its own.
+        config: Contents of the model's config.json; None leaves the one that is there.
 
     Raises:
         DiskFullError: There is no room; the earlier model is as it was.
@@ -36,6 +48,9 @@ def save_from(model: nn.Module, folder: Path, layout: Layout, max_shard_bytes: i
     tensors = published_tensors(model, layout)
     shards = split_shards({name: tensor.nbytes for name, tensor in tensors.items()}, max_shard_bytes)
     files = _file_names(folder, len(shards))
+    texts = {} if config is None else {CONFIG: config}
+    if len(files) > 1:
+        texts[SAFETENSORS.index] = index_text(tensors, dict(zip(files, shards, strict=True)))
     writers: list[ShardWriter] = []
     try:
         for file, names in zip(files, shards, strict=True):
@@ -44,18 +59,65 @@ def save_from(model: nn.Module, folder: Path, layout: Layout, max_shard_bytes: i
             for name in names:
                 writers[-1].write(name, tensors[name])
             writers[-1].finish()
-        for writer in writers:
-            writer.close()
-        if len(files) > 1:
-            atomic_write_text(folder / SAFETENSORS.index, index_text(tensors, dict(zip(files, shards, strict=True))))
+        for name, text in texts.items():
+            _write_partial(folder / name, text)
+        _switch(folder, writers, list(texts))
     except BaseException:
         for writer in writers:
             writer.discard()
-        _remove(folder, _not_in_use(folder, files))
+        _remove(folder, _not_in_use(folder, files) | {_partial(folder / name).name for name in texts})
         raise
     with disk_errors(folder / SAFETENSORS.single):
-        (folder / (SAFETENSORS.single if len(files) > 1 else SAFETENSORS.index)).unlink(missing_ok=True)
+        if len(files) > 1:
+            (folder / SAFETENSORS.single).unlink(missing_ok=True)
         _remove(folder, {path.name for path in folder.iterdir() if _STALE.fullmatch(path.name)} - set(files))
+
+
+def _switch(folder: Path, writers: list[ShardWriter], texts: list[str]) -> None:
+    """Give the new files, all finished, their names, in the order that never mixes two models."""
+    single = len(writers) == 1
+    if not single:  # they take no old names, and nobody reads them before the index names them
+        for writer in writers:
+            writer.close()
+    config, aside = folder / CONFIG, folder / f".{CONFIG}.earlier.partial"
+    before = _in_use(folder)
+    with disk_errors(config):
+        try:
+            if CONFIG in texts and config.exists():
+                config.replace(aside)
+                sync(folder)
+            if single:
+                writers[0].close()
+                (folder / SAFETENSORS.index).unlink(missing_ok=True)
+            else:
+                _partial(folder / SAFETENSORS.index).replace(folder / SAFETENSORS.index)
+            sync(folder)
+            if CONFIG in texts:
+                _partial(config).replace(config)
+                sync(folder)
+        except BaseException:
+            if _in_use(folder) == before and aside.exists():
+                aside.replace(config)
+            raise
+
+
+def _in_use(folder: Path) -> int | None:
+    """Which file tells where the weights are: the number of the index or, without one, of the single file."""
+    for path in (folder / SAFETENSORS.index, folder / SAFETENSORS.single):
+        if path.exists():
+            return path.stat().st_ino
+    return None
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.partial")
+
+
+def _write_partial(path: Path, text: str) -> None:
+    """Put what `path` is to hold on the disk, under its temporary name."""
+    with disk_errors(path):
+        _partial(path).write_text(text, "utf-8", newline="\n")
+        sync(_partial(path))
 
 
 def published_tensors(model: nn.Module, layout: Layout) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from nautile.checkpoint.header import TensorInfo, damaged, encode, lay_out, read_header
-from nautile.core.atomic import disk_errors
+from nautile.core.atomic import disk_errors, sync
 from nautile.core.errors import UserError
 
 SCRATCH = 8 << 20
@@ -196,7 +196,7 @@ class ShardWriter:
             self.finish()
         with self._or_discard():
             self._partial.replace(self.path)
-            sync_folder(self.path.parent)
+            sync(self.path.parent)
 
     def discard(self) -> None:
         """Remove the unfinished file."""
@@ -235,12 +235,3 @@ class ShardWriter:
 def memory(tensor: Tensor) -> memoryview:
     """The bytes of a contiguous tensor in main memory, in place."""
     return tensor.reshape(-1).view(torch.uint8).numpy().data
-
-
-def sync_folder(folder: Path) -> None:
-    """Wait until the names in `folder` are on the disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -73,7 +73,7 @@ def atomic_write_text(path: Path, text: str) -> None:
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
-        _sync(path.parent)
+        sync(path.parent)
 
 
 @contextmanager
@@ -94,13 +94,13 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         try:
             yield partial
             for file in partial.rglob("*"):
-                _sync(file)
-            _sync(partial)
+                sync(file)
+            sync(partial)
             _put_in_place(partial, path)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
-        _sync(path.parent)
+        sync(path.parent)
 
 
 def _put_in_place(partial: Path, path: Path) -> None:
@@ -148,7 +148,7 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Wait until a file's bytes, or the names in a folder, are on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:

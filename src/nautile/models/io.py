@@ -13,7 +13,6 @@ from nautile.checkpoint.hub import resolve
 from nautile.checkpoint.load import check_fit, fill
 from nautile.checkpoint.save import save_from
 from nautile.checkpoint.source import Checkpoint, open_checkpoint
-from nautile.core.atomic import atomic_write_text
 from nautile.core.errors import UserError
 from nautile.core.log import warn
 from nautile.models.causal_lm import CausalLM
@@ -64,17 +63,17 @@ def load_model(
 def save_model(model: CausalLM, folder: str | Path) -> None:
     """Write config.json and safetensors in the published layout, which transformers and vLLM read.
 
+    An earlier model in the folder is replaced. A process that is killed leaves the earlier one, the new one, or, if it
+    was killed between the renames of weights and config.json, a folder without config.json, which loading refuses.
+
     Raises:
         UserError: The model holds only a part of its experts.
         NautileError: The disk is full or not writable.
     """
     _refuse_a_slice(model)
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     dtype = str(model.lm_head.weight.dtype).removeprefix("torch.")
-    save_from(model, folder, layout_of(model.config))
     config = {**model.config.to_hf(), "torch_dtype": dtype}
-    atomic_write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
+    save_from(model, Path(folder), layout_of(model.config), config=json.dumps(config, indent=2) + "\n")
 
 
 def _refuse_a_slice(model: CausalLM) -> None:
@@ -97,6 +96,12 @@ def model_folder(path: str | Path, allow_pickle: bool = False) -> Path:
     for folder in (found, found / "model"):
         if (folder / "config.json").is_file():
             return folder
+    if any(found.glob("*.safetensors")):
+        raise UserError(
+            f"{path}: weights without a config.json",
+            "saving over an earlier model was interrupted, or the file was not copied",
+            "save the model again, or copy its config.json beside the weights",
+        )
     raise UserError(
         f"{path}: no config.json there",
         "a model is a folder with config.json and safetensors, or a finished run",

@@ -12,8 +12,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from nautile.checkpoint.shard import sync_folder
-from nautile.core.atomic import disk_errors
+from nautile.core.atomic import disk_errors, sync
 from nautile.core.errors import UserError
 
 
@@ -67,9 +66,9 @@ class Place:
     def finish(self) -> None:
         """Give the result its name."""
         with disk_errors(self.destination):
-            sync_folder(self.files)
+            sync(self.files)
             self.files.rename(self.destination)  # over an empty folder, too
-            sync_folder(self.destination.parent)
+            sync(self.destination.parent)
         self.abandon()
 
 

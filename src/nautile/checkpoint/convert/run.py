@@ -1,6 +1,5 @@
 """`convert`: one folder of weights into another, streaming, resumable, read back before it gets its name."""
 
-import os
 import shutil
 import time
 from collections.abc import Callable, Generator
@@ -18,7 +17,7 @@ from nautile.checkpoint.convert.place import Place
 from nautile.checkpoint.convert.plan import Plan, Shard, make_plan
 from nautile.checkpoint.shard import ShardReader, ShardWriter
 from nautile.checkpoint.source import Checkpoint, open_checkpoint
-from nautile.core.atomic import disk_errors
+from nautile.core.atomic import disk_errors, sync
 from nautile.core.errors import DiskFullError, NautileError
 from nautile.core.log import Progress, log, progress, warn
 from nautile.core.machine import cores
@@ -219,11 +218,7 @@ def _write_beside(place: Place, plan: Plan, source: Path) -> None:
             (place.files / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source / path, place.files / path)
         for path in [*plan.texts, *plan.beside.copied]:
-            handle = os.open(place.files / path, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
+            sync(place.files / path)
 
 
 def _check_whole(place: Place, plan: Plan, options: Options) -> None:
