@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from nautile.cli import chat, generate
-from nautile.cli.model_args import torch_dtype
+from nautile.cli import chat, generate, model_args
+from nautile.cli.flags import parse
+from nautile.cli.model_args import open_llm
 from nautile.core.errors import UserError
 from nautile.models.deepseek_v3.config import V3_NANO
 from nautile.models.deepseek_v3.model import DeepseekV3ForCausalLM
@@ -79,8 +81,8 @@ def test_chat_says_that_a_base_model_continues_and_obeys_commands(run, capsys, m
         chat, "_read_line", lambda: scripted("text", "/history", "/reset", "/history", "/hlep", "/help")
     )
     assert chat.main([run, "--max-tokens", "5", "--temperature", "0"]) == 0
-    out = capsys.readouterr().out
-    assert "base model" in out.splitlines()[0] and "continues" in out.splitlines()[0]
+    out, err = capsys.readouterr()
+    assert "is a base model without a chat template: it continues your text" in err
     assert "[user] text" in out and "nothing was said yet" in out
     assert "did you mean '/help'?" in out and "forget it" in out
 
@@ -122,8 +124,6 @@ def test_a_refused_line_is_explained_and_the_conversation_goes_on(capsys):
 
 @pytest.mark.parametrize("verb", ["generate", "chat"])
 def test_stop_strings_add_up_and_leave_the_prompt_alone(verb):
-    from nautile.cli.flags import parse
-
     cls = {"generate": generate.GenerateArgs, "chat": chat.ChatArgs}[verb]
     args = parse(cls, None, ["--stop", "a", "--stop", "b", "model"], f"nautile {verb}", "")
     assert (args.model, tuple(args.stop)) == ("model", ("a", "b"))
@@ -182,12 +182,12 @@ def test_chat_says_which_template_answers_and_why(run, tmp_path, capsys, monkeyp
     named = altered(run, tmp_path, name="DeepSeek-V3.1-tiny")
     chat.main([named, "--max-tokens", "4", "--seed", "1", "--thinking", "on"])
     told = capsys.readouterr()
-    assert "the built-in chat template v3.1 (the folder is called DeepSeek-V3.1-tiny)" in told.out
+    assert "the built-in chat template v3.1 (the folder is called DeepSeek-V3.1-tiny)" in told.err
     assert "[thinking] " in told.out and "still reasoning" in told.err
     assert "temperature 0.6, top_p 0.95 (generation_config.json of DeepSeek-V3.1-Terminus)" in told.err
     chat.main([run, "--max-tokens", "4", "--chat-template", "coder"])
     told = capsys.readouterr()
-    assert "the built-in chat template coder (asked for)" in told.out
+    assert "the built-in chat template coder (asked for)" in told.err
     assert "sampling: greedy, temperature 0 (README of DeepSeek-Coder)" in told.err
 
 
@@ -215,11 +215,60 @@ def test_types_of_the_weights(run, tmp_path, capsys):
         assert generate.main([run, "some", "--max-tokens", "2", "--dtype", dtype]) == 0
     folder = Path(altered(run, tmp_path))
     config = json.loads((folder / "config.json").read_text())
-    names = {"float16": torch.float16, "bfloat16": torch.bfloat16}
-    for name, dtype in names.items():
-        (folder / "config.json").write_text(json.dumps({**config, "torch_dtype": name}))
-        assert torch_dtype("auto", folder) == dtype
-        assert torch_dtype("fp32", folder) == torch.float32
+    (folder / "config.json").write_text(json.dumps({**config, "torch_dtype": "bfloat16"}))
+    args = parse(generate.GenerateArgs, None, [str(folder), "a", "--dtype", "auto"], "nautile generate", "")
+    assert open_llm(args).model.lm_head.weight.dtype is torch.bfloat16
     (folder / "config.json").write_text(json.dumps({**config, "torch_dtype": "float8_e4m3fn"}))
     with pytest.raises(UserError, match="float8_e4m3fn is no type to run in"):
-        torch_dtype("auto", folder)
+        open_llm(args)
+
+
+def test_a_large_model_of_16_bits_says_what_float32_costs(run, tmp_path, capsys, monkeypatch):
+    folder = Path(altered(run, tmp_path))
+    config = json.loads((folder / "config.json").read_text())
+    monkeypatch.setattr(model_args, "LARGE", 1000)
+
+    def told(said, *flags):
+        (folder / "config.json").write_text(json.dumps({**config, **said}))
+        generate.main([str(folder), "some", "--max-tokens", "2", *flags])
+        return capsys.readouterr().err
+
+    assert told({"torch_dtype": "bfloat16"}).count("as float32; --dtype bf16, as they are published, takes") == 1
+    assert "--dtype fp16" in told({"torch_dtype": None, "dtype": "float16"})
+    for said, flags in (({"torch_dtype": "float32"}, []), ({"torch_dtype": "bfloat16"}, ["--dtype", "bf16"])):
+        assert "--dtype" not in told(said, *flags)
+    monkeypatch.setattr(model_args, "LARGE", 4e9)
+    assert "--dtype" not in told({"torch_dtype": "bfloat16"})
+
+
+def test_pickled_weights_are_read_when_allowed(run, tmp_path, capsys):
+    folder = Path(altered(run, tmp_path))
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="--allow-pickle"):
+        generate.main([str(folder), "some"])
+    assert generate.main([str(folder), "some", "--allow-pickle", "--max-tokens", "2"]) == 0
+
+
+def test_in_a_pipe_only_answers_are_on_stdout(run, capsys, monkeypatch):
+    monkeypatch.setattr(chat, "_read_line", lambda: scripted())
+    chat.main([run, "--temperature", "0"])
+    told = capsys.readouterr()
+    assert told.out.strip() == "" and "continues your text" in told.err and "/help shows" in told.err
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    chat.main([run, "--temperature", "0"])
+    told = capsys.readouterr()
+    assert "continues your text" in told.out and "/help" not in told.err
+
+
+def test_a_line_that_is_no_utf8_is_refused_with_its_place(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("grün\r\n".encode() + b"\n\xc3\xbc gr\xfcn\nlast")))
+    read_line = chat._read_line()
+    conversation = Scripted("four")
+    chat.talk(conversation, read_line)
+    assert conversation.heard == ["grün", "last"]
+    assert "byte 6 of the line, 0xFC, is no UTF-8" in capsys.readouterr().err
+    strict = UnicodeDecodeError("utf-8", b"gr\xfcn", 2, 3, "invalid start byte")  # a terminal's
+    chat.talk(conversation, scripted(strict, "on"))
+    assert conversation.heard[2:] == ["on"]
+    assert "byte 3 of the line, 0xFC, is no UTF-8" in capsys.readouterr().err

@@ -11,6 +11,7 @@ from nautile.cli.model_args import ModelArgs, open_llm, sampling_params
 from nautile.core.errors import UserError
 from nautile.core.log import warn
 from nautile.core.nearest import suggestion
+from nautile.infer.defaults import ANSWER_TOKENS
 
 if TYPE_CHECKING:
     from nautile.infer.conversation import Conversation
@@ -22,9 +23,8 @@ EXAMPLES = (
     "nautile chat DeepSeek-V3.1 --thinking on",
 )
 
-BASE_TOKENS, ANSWER_TOKENS = 128, 2048
-"""Length of a turn where neither a flag nor the model says one: of a base model, which never comes to an end, and of
-one that answers."""
+BASE_TOKENS = 128
+"""Length of a base model's turn, which never comes to an end, where neither a flag nor the model says one."""
 
 COMMANDS = {
     "/help": "show these commands",
@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
     llm = open_llm(args, args.chat_template)
     length = BASE_TOKENS if llm.template is None else ANSWER_TOKENS
     thinking = {"on": True, "off": False, "auto": None}[args.thinking]
-    params = sampling_params(args, llm, length, args.chat_template)
+    params = sampling_params(args, llm, length)
     conversation = Conversation(llm, params, thinking)
     if llm.template is None:
         if thinking is not None:
@@ -64,12 +64,12 @@ def main(argv: Sequence[str]) -> int:
                 f"{args.model} is a base model without a chat template",
                 "leave it out, or name a template with --chat-template",
             )
-        print(f"{args.model} is a base model without a chat template: it continues your text and answers nothing.")
+        _tell(f"{args.model} is a base model without a chat template: it continues your text and answers nothing.")
     else:
         if thinking is not None:  # a way of answering that it lacks is told at once
             llm.chat_prompt([{"role": "user", "content": "Hello"}], thinking=thinking)
-        print(f"{args.model} answers through {llm.template.origin}.")
-    print("/help shows the commands; Ctrl-C ends an answer, Ctrl-D the conversation.\n")
+        _tell(f"{args.model} answers through {llm.template.origin}.")
+    _tell("/help shows the commands; Ctrl-C ends an answer, Ctrl-D the conversation.\n")
     talk(conversation, _read_line())
     return 0
 
@@ -79,11 +79,15 @@ def talk(conversation: "Conversation", read_line: Callable[[], str]) -> None:
 
     Args:
         conversation: Remembers the turns.
-        read_line: Returns a line without its end; raises EOFError after the last one.
+        read_line: Returns a line without its end, bytes that are no UTF-8 as lone surrogates; raises EOFError after
+            the last one.
     """
     while True:
         try:
             line = read_line()
+        except UnicodeDecodeError as error:
+            print(f"error: {_not_utf8(error.start, error.object[error.start])}", file=sys.stderr)
+            continue
         except EOFError:
             print()
             return
@@ -101,6 +105,7 @@ def talk(conversation: "Conversation", read_line: Callable[[], str]) -> None:
 def _answer(conversation: "Conversation", line: str) -> None:
     shown = Shown()
     try:
+        _check_line(line)
         with closing(conversation.reply(line)) as pieces:
             for piece in pieces:
                 shown.add(piece)
@@ -114,6 +119,25 @@ def _answer(conversation: "Conversation", line: str) -> None:
             warn("the answer ended while still reasoning; --max-tokens lets it go on for longer")
             return
     print()
+
+
+def _check_line(line: str) -> None:
+    for at, character in enumerate(line):
+        if "\ud800" <= character <= "\udfff":
+            raise _not_utf8(len(line[:at].encode()), ord(character) & 0xFF)
+
+
+def _not_utf8(start: int, byte: int) -> UserError:
+    return UserError(
+        f"byte {start + 1} of the line, 0x{byte:02X}, is no UTF-8",
+        "models read Unicode text",
+        "set the terminal to UTF-8, or convert the text: iconv -t UTF-8",
+    )
+
+
+def _tell(message: str) -> None:
+    """Print what is for the person who talks; where stdout is a pipe, only answers go there."""
+    print(message, file=sys.stdout if sys.stdout.isatty() else sys.stderr)
 
 
 class Shown:
@@ -158,7 +182,14 @@ def _command(word: str, conversation: "Conversation") -> None:
 def _read_line() -> Callable[[], str]:
     """Asks with a prompt, line editing and arrow keys on a terminal; reads silently from a pipe."""
     if not sys.stdin.isatty():
-        return lambda: input()
+        return _piped_line
     with suppress(ImportError):  # not on Windows
         import readline  # noqa: F401  (its import is what gives `input` line editing)
     return lambda: input("> ")
+
+
+def _piped_line() -> str:
+    line = sys.stdin.buffer.readline()
+    if not line:
+        raise EOFError
+    return line.decode("utf-8", "surrogateescape").rstrip("\r\n")

@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
     args.check()
     _check_task(args)
     llm = open_llm(args)
-    params = sampling_params(args, llm, MAX_TOKENS, ignore_eos=args.ignore_eos)
+    params = sampling_params(args, llm, MAX_TOKENS, args.ignore_eos)
     prompt = _prompt(args, llm)
     if args.stream:
         for piece in llm.stream(prompt, params):

@@ -1,24 +1,21 @@
 """Flags of the verbs that make a model write: which one, how it is loaded, how it samples."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import tyro
 
-from nautile.core.errors import UserError
 from nautile.core.log import log, warn
-from nautile.infer.defaults import Defaults, resolve
 from nautile.infer.params import SamplingParams
 
 if TYPE_CHECKING:
-    import torch
-
     from nautile.infer.llm import LLM
 
-NEUTRAL: Mapping[str, float] = {"temperature": 0.7, "top_p": 0.95}
-"""Sampling of a model about which nobody says anything."""
+HALVES = {"bfloat16": "bf16", "float16": "fp16"}
+"""Types of 16 bits in config.json → what --dtype calls them."""
+LARGE = 4e9
+"""Bytes from which a model's size in float32 is worth a word."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +40,8 @@ class ModelArgs:
     """Type of the weights; auto is the one that config.json names."""
     device: str = "cpu"
     """Where the model runs: cpu, cuda, cuda:1, ..."""
+    allow_pickle: bool = False
+    """Read pickled pytorch_model.bin files where there are no safetensors; tensors only."""
 
     def check(self) -> None:
         """Refuse impossible values before a model is loaded."""
@@ -59,26 +58,25 @@ def open_llm(args: ModelArgs, chat_template: str | None = None) -> "LLM":
     """Load the model that the flags name; `chat_template` forces a built-in template."""
     from nautile.infer.llm import LLM
     from nautile.models.io import model_folder
+    from nautile.models.placement import torch_device
 
-    device = torch_device(args.device)
-    folder = model_folder(args.model)
-    return LLM(folder, torch_dtype(args.dtype, folder), device=device, chat_template=chat_template)
+    device = torch_device(args.device)  # refused before anything is downloaded
+    folder = model_folder(args.model, args.allow_pickle)
+    if args.dtype == "fp32":
+        _tell_of_half_the_memory(folder, args.allow_pickle)
+    return LLM(folder, args.dtype, device=device, chat_template=chat_template, allow_pickle=args.allow_pickle)
 
 
-def sampling_params(
-    args: ModelArgs, llm: "LLM", max_tokens: int, chat_template: str | None = None, ignore_eos: bool = False
-) -> SamplingParams:
-    """What the flags, the model's files, its publisher and we say, in this order; tells on stderr what came of it.
+def sampling_params(args: ModelArgs, llm: "LLM", max_tokens: int, ignore_eos: bool = False) -> SamplingParams:
+    """What the flags and then `LLM.sampling` say; tells on stderr what came of it.
 
     Args:
         args: The flags.
         llm: The model.
         max_tokens: Where nobody says how long an answer may be.
-        chat_template: The built-in template that was forced: its models' publisher is asked.
         ignore_eos: Go on after the end of a text.
     """
-    sources = [llm.defaults, recommendation(llm, chat_template)]
-    values, told = resolve(args.sampling, sources, {**NEUTRAL, "max_tokens": max_tokens})
+    values, told = llm.sampling(args.sampling, max_tokens)
     log(told)
     if llm.defaults.not_applied:
         ignored = ", ".join(f"{name} {value}" for name, value in llm.defaults.not_applied.items())
@@ -86,59 +84,18 @@ def sampling_params(
     return SamplingParams(seed=args.seed, stop=args.stop, ignore_eos=ignore_eos, **values)  # type: ignore[arg-type]
 
 
-def recommendation(llm: "LLM", chat_template: str | None = None) -> Defaults:
-    """What the model's publisher says about sampling, as far as its folder tells which model it is."""
-    from nautile.text.chat_template import format_of
-    from nautile.text.templates.table import FORMATS
-
-    name = chat_template
-    if name is None and llm.folder is not None and llm.tokenizer is not None:
-        name = format_of(llm.folder, llm.tokenizer).name
-    if name is None:
-        return Defaults()
-    return Defaults(FORMATS[name].sampling, FORMATS[name].source)
-
-
-def torch_dtype(name: str, folder: Path) -> "torch.dtype":
-    """The type that a ``--dtype`` means for the model in `folder`.
-
-    Raises:
-        UserError: ``auto``, and config.json names a type that weights cannot have here.
-    """
-    import torch
-
+def _tell_of_half_the_memory(folder: Path, allow_pickle: bool) -> None:
+    """Say what float32 costs where the weights are published in 16 bits and their number makes it matter."""
+    from nautile.checkpoint.index import weight_files
     from nautile.models.family import read_published
 
-    named = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    if name != "auto":
-        return named[name]
     published = read_published(folder)
-    said = str(published.get("torch_dtype") or published.get("dtype") or "float32")
-    types = {str(dtype).removeprefix("torch."): dtype for dtype in named.values()}
-    if said not in types:
-        raise UserError(
-            f"{folder / 'config.json'}: torch_dtype {said} is no type to run in",
-            f"weights become {', '.join(types)}",
-            "choose one with --dtype",
+    said = str(published.get("torch_dtype") or published.get("dtype"))
+    if said not in HALVES or published.get("quantization_config"):
+        return
+    size = sum(file.stat().st_size for file in weight_files(folder, allow_pickle).paths)
+    if 2 * size > LARGE:
+        log(
+            f"the weights take {2 * size / 1e9:.1f} GB as float32; --dtype {HALVES[said]}, as they are published, "
+            f"takes {size / 1e9:.1f} GB"
         )
-    return types[said]
-
-
-def torch_device(name: str) -> "torch.device":
-    """The device called `name`.
-
-    Raises:
-        UserError: There is none.
-    """
-    import torch
-
-    kinds = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    kind, _, index = name.partition(":")
-    count = torch.cuda.device_count() if kind == "cuda" else 1
-    if kind in kinds and (not index or (index.isdigit() and int(index) < count)):
-        return torch.device(name)
-    raise UserError(
-        f"there is no device {name!r} here",
-        f"PyTorch {torch.__version__} sees {', '.join(kinds)}" + (f", {count} of them" if kind in kinds[1:] else ""),
-        "use --device cpu, or install a PyTorch that knows your device: nautile doctor",
-    )
