@@ -113,6 +113,12 @@ def test_v3_tools(tokenizer):
     assert render("v3", tokenizer, CALLED) == text
     answered = [*CALLED, {"role": "assistant", "content": "Sun, rain."}, *ONE]
     assert render("v3", tokenizer, answered) == f"{text}Sun, rain.{EOS}{U}1+1?{A}"
+    # A system message goes to the front and parts no round of tools; an answer to a result is not cut.
+    between, thought = {"role": "system", "content": "S"}, {"role": "assistant", "content": "<think>r</think>Sun."}
+    moved = text.replace(BOS, BOS + "S")
+    assert render("v3", tokenizer, [*CALLED[:3], between, CALLED[3]]) == moved
+    assert render("v3", tokenizer, [*CALLED, between]) == moved
+    assert render("v3", tokenizer, [*CALLED, between, thought]) == f"{moved}<think>r</think>Sun.{EOS}{A}"
     again = render("v3", tokenizer, [*answered, *CALLED[1:]])  # the second round looks like the first
     assert again.endswith(text.partition(f"{U}Weather?")[2])
     with pytest.raises(UserError, match="no place for descriptions of tools"):

@@ -3,7 +3,7 @@
     {bos}{system}<｜User｜>{question}<｜Assistant｜>{answer}{eos}<｜User｜>{question}<｜Assistant｜>
 
 R1 begins its answer with ``<think>\\n``, which its later template writes for it, and past answers lose everything up to
-``</think>``. Calls of tools:
+``</think>``, unless they answer to a tool's result. Calls of tools:
 
     <｜Assistant｜>{text}<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>{name}\\n```json\\n{arguments}\\n```
     <｜tool▁call▁end｜>\\n<｜tool▁call▁begin｜>…<｜tool▁call▁end｜><｜tool▁calls▁end｜>{eos}
@@ -14,6 +14,8 @@ and R1 share, R1-Distill-Qwen-32B's. Two slips of the published programs are not
 single call, and all of them forget the opening tokens from the second round of calls on. None has a place for the
 tools' descriptions; they belong into the system message.
 """
+
+from collections.abc import Sequence
 
 from nautile.core.errors import UserError
 from nautile.text.templates.messages import Conversation, Message, as_json, calls, content, system_prompt
@@ -33,7 +35,8 @@ def render_reasoning(conversation: Conversation) -> str:
 
 def _assistant(conversation: Conversation) -> list[str]:
     """What opens the next answer; after a tool's result the assistant's turn is still open."""
-    return [] if conversation.messages and conversation.messages[-1]["role"] == "tool" else ["<｜Assistant｜>"]
+    turns = _without_system(conversation.messages)
+    return [] if turns and turns[-1]["role"] == "tool" else ["<｜Assistant｜>"]
 
 
 def _turns(conversation: Conversation) -> list[str]:
@@ -43,8 +46,8 @@ def _turns(conversation: Conversation) -> list[str]:
             "the published one has none either",
             "describe them in the system message",
         )
-    messages = conversation.messages
-    parts = [conversation.bos, system_prompt(messages)]
+    parts = [conversation.bos, system_prompt(conversation.messages)]
+    messages = _without_system(conversation.messages)
     for i, message in enumerate(messages):
         after_tool = i > 0 and messages[i - 1]["role"] == "tool"
         before_tool = i + 1 < len(messages) and messages[i + 1]["role"] == "tool"
@@ -58,9 +61,15 @@ def _turns(conversation: Conversation) -> list[str]:
             case "assistant" if calls(message):
                 parts.append(f"<｜Assistant｜>{content(message)}{_calls(message)}{conversation.eos}")
             case "assistant":
-                parts.append("" if after_tool else "<｜Assistant｜>")
-                parts.append(drop_reasoning(content(message)) + conversation.eos)
+                text = content(message)
+                parts.append(text if after_tool else "<｜Assistant｜>" + drop_reasoning(text))
+                parts.append(conversation.eos)
     return parts
+
+
+def _without_system(messages: Sequence[Message]) -> list[Message]:
+    """The turns: a system message has gone to the front, and stands between no others."""
+    return [message for message in messages if message["role"] != "system"]
 
 
 def _calls(message: Message) -> str:
