@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from local_hub import LocalHub
+from safetensors.torch import load_file
 
 import nautile
 from nautile.checkpoint.save import save_from
@@ -82,3 +83,71 @@ def test_a_repository_without_safetensors_or_config(run, hub, absent):
         del hub.files[name]
     told = run(RUN, "check", "org/tiny@main").stderr
     assert f"error: org/tiny@main has no {absent}" in told and "Traceback" not in told
+
+
+def with_header(data: bytes, change) -> bytes:
+    """The file with the entries of its header changed."""
+    length = int.from_bytes(data[:8], "little")
+    entries = json.loads(data[8 : 8 + length])
+    change(entries)
+    text = json.dumps(entries).encode()
+    return len(text).to_bytes(8, "little") + text + data[8 + length :]
+
+
+def shift(entries: dict, by: int) -> None:
+    """Move the last tensor."""
+    last = max((entry for name, entry in entries.items() if name != "__metadata__"), key=lambda e: e["data_offsets"][1])
+    last["data_offsets"] = [offset + by for offset in last["data_offsets"]]
+
+
+def grow(entries: dict) -> None:
+    """A shape that its offsets do not have room for."""
+    next(entry for name, entry in entries.items() if name != "__metadata__")["shape"][0] += 1
+
+
+SHARD = "not a whole safetensors file"
+
+
+@pytest.mark.parametrize(
+    ("suffix", "damage", "said"),
+    [
+        (".safetensors", lambda data: data[:-1], f"{SHARD} (its tensors need"),
+        (".safetensors", lambda data: with_header(data, lambda e: shift(e, -4)), " overlaps "),
+        (".safetensors", lambda data: with_header(data, lambda e: shift(e, 4)), " leaves a gap after "),
+        (".safetensors", lambda data: with_header(data, grow), "its offsets are"),
+        (".safetensors", lambda data: data[:8] + b"#" + data[9:], f"{SHARD} (its header is not JSON"),
+        (".safetensors", lambda data: b"\xff" * 8 + data[8:], "promise a header of"),
+        ("index.json", lambda data: b"{", "index.json:1: not JSON"),
+        ("index.json", lambda data: b"{}", "it has no weight_map"),
+        ("index.json", lambda data: data.replace(b': "model-', b': "../model-'), "which is not the name of a file"),
+        ("config.json", lambda data: b"[" * 100_000, "config.json: not JSON"),
+        ("config.json", lambda data: b"[]", "holds no JSON object"),
+    ],
+)
+def test_damage_on_the_hub_is_told_like_damage_here(run, hub, suffix, damage, said):
+    name = min(name for name in hub.files if name.endswith(suffix))
+    hub.files[name] = damage(hub.files[name])
+    done = run(RUN, "check", "org/tiny")
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr and "Traceback" not in done.stderr
+
+
+def test_an_index_that_names_another_file_is_told_from_headers_alone(run, hub):
+    index = json.loads(hub.files["model.safetensors.index.json"])
+    files = sorted(set(index["weight_map"].values()))
+    index["weight_map"]["model.norm.weight"] = next(f for f in files if f != index["weight_map"]["model.norm.weight"])
+    hub.files["model.safetensors.index.json"] = json.dumps(index).encode()
+    done = run(RUN, "check", "org/tiny")
+    assert done.returncode == 2 and "model.norm.weight is said to be in" in done.stderr
+
+
+def test_pickled_weights_of_a_repository_are_looked_into_on_demand(run, hub, published, tmp_path):
+    for name in [name for name in hub.files if name.startswith("model")]:
+        del hub.files[name]
+    nautile.save(published[0], tmp_path / "plain")
+    torch.save(load_file(tmp_path / "plain" / "model.safetensors"), tmp_path / "weights.bin")
+    hub.files["pytorch_model.bin"] = (tmp_path / "weights.bin").read_bytes()
+    assert "has no model.safetensors" in run(RUN, "check", "org/tiny").stderr
+    assert hub.fetched().count("pytorch_model.bin") == 0
+    done = run(RUN, "check", "org/tiny", "--allow-pickle", "--json")
+    assert done.returncode == 0 and json.loads(done.stdout)["whole"], done.stderr

@@ -61,11 +61,11 @@ def test_a_tensor_that_the_index_forgot_is_there_all_the_same(folder: Path) -> N
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("{", "cannot be read"),
-        ("", "cannot be read"),
-        ('{"weight_map": {"a": "one.safetensors", "a": "two.safetensors"}}', "a is named twice"),
-        ('{"weight_map": {"a": "one.safetensors"}, "weight_map": {}}', "weight_map is named twice"),
-        ([], "no weight_map"),
+        ("{", "not JSON"),
+        ("", "not JSON"),
+        ('{"weight_map": {"a": "one.safetensors", "a": "two.safetensors"}}', "'a' is named twice"),
+        ('{"weight_map": {"a": "one.safetensors"}, "weight_map": {}}', "'weight_map' is named twice"),
+        ([], "no JSON object"),
         ({"metadata": {}}, "no weight_map"),
         ({"weight_map": {}}, "no weight_map"),
         ({"weight_map": ["a"]}, "no weight_map"),

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from nautile.core.errors import UserError
+from nautile.core.json_file import unique_json
 
 DTYPES: dict[str, torch.dtype] = {
     "BOOL": torch.bool,
@@ -58,10 +59,9 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Header:
-    """A checked header: tensors by name, the text beside them, and the position of the first tensor's first byte."""
+    """A checked header: tensors by name, and the position of the first tensor's first byte."""
 
     tensors: dict[str, TensorInfo]
-    metadata: dict[str, str]
     data: int
 
 
@@ -72,16 +72,35 @@ def read_header(path: Path, handle: int) -> Header:
         UserError: The file was cut short, is damaged, or is not safetensors.
     """
     size = os.fstat(handle).st_size
-    length = int.from_bytes(os.pread(handle, 8, 0), "little")
+    length = header_length(path, os.pread(handle, 8, 0), size)
+    return parse_header(path, os.pread(handle, length, 8), size)
+
+
+def header_length(path: Path, start: bytes, size: int) -> int:
+    """Bytes of the JSON object in a file of `size` bytes that begins with `start`.
+
+    Raises:
+        UserError: The file cannot hold that many.
+    """
+    length = int.from_bytes(start[:8], "little")
     if size < 8 or length < 2 or length > min(_LONGEST, size - 8):
         raise damaged(path, f"its first 8 bytes promise a header of {length} bytes, the file has {size}")
+    return length
+
+
+def parse_header(path: Path, text: bytes, size: int) -> Header:
+    """The checked header of a file of `size` bytes, of which `text` is the JSON object.
+
+    Raises:
+        UserError: As `read_header`.
+    """
     try:
-        entries = unique_json(os.pread(handle, length, 8))
+        entries = unique_json(text)
     except ValueError as error:
         raise damaged(path, f"its header is not JSON: {error}") from error
     if not isinstance(entries, dict):
         raise damaged(path, "its header is not a JSON object")
-    metadata = entries.pop("__metadata__", {})
+    entries.pop("__metadata__", None)
     tensors = {name: _info(path, name, entry) for name, entry in entries.items()}
     position, before = 0, "the header"
     for name, info in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
@@ -89,9 +108,9 @@ def read_header(path: Path, handle: int) -> Header:
             what = "overlaps" if info.begin < position else "leaves a gap after"
             raise damaged(path, f"{name} {what} {before}")
         position, before = info.end, name
-    if position != size - 8 - length:
-        raise damaged(path, f"its tensors need {8 + length + position} bytes, the file has {size}")
-    return Header(tensors, metadata, 8 + length)
+    if position != size - 8 - len(text):
+        raise damaged(path, f"its tensors need {8 + len(text) + position} bytes, the file has {size}")
+    return Header(tensors, 8 + len(text))
 
 
 def lay_out(tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> dict[str, TensorInfo]:
@@ -126,26 +145,6 @@ def damaged(path: Path, what: str) -> UserError:
         "it was cut short, damaged on the way, or is of another format",
         "copy or download the file again",
     )
-
-
-def unique_json(text: bytes | str) -> Any:
-    """Parsed JSON whose objects name no key twice: of two entries, the usual parser silently takes the last.
-
-    Raises:
-        ValueError: It is not JSON, not UTF-8, or names a key twice.
-    """
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        entries = dict(pairs)
-        if len(entries) < len(pairs):
-            keys = [key for key, _ in pairs]
-            raise ValueError(f"{next(key for key in keys if keys.count(key) > 1)} is named twice")
-        return entries
-
-    try:
-        return json.loads(text, object_pairs_hook=once)
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
 
 
 def _info(path: Path, name: str, entry: Any) -> TensorInfo:

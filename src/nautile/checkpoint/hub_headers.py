@@ -3,7 +3,6 @@
 So 690 GB of DeepSeek-V3 can be compared with its config.json in seconds, before anything of them is downloaded.
 """
 
-import json
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -12,16 +11,19 @@ from typing import NoReturn
 from torch import Tensor
 
 from nautile.checkpoint.fp8 import read_quantization
-from nautile.checkpoint.header import DTYPES, TensorInfo
-from nautile.checkpoint.hub import Remote, download
+from nautile.checkpoint.header import TensorInfo, header_length, parse_header
+from nautile.checkpoint.hub import LISTING_TIMEOUT, Remote, download
 from nautile.checkpoint.hub_errors import told
-from nautile.checkpoint.index import SAFETENSORS, check_index
+from nautile.checkpoint.index import SAFETENSORS, check_index, weight_map_of
 from nautile.checkpoint.source import Checkpoint, Reader, open_checkpoint
 from nautile.core.errors import UserError
+from nautile.core.json_file import read_json_object
 from nautile.core.log import progress
 
 AT_ONCE = 8
 """Requests under way at a time."""
+_START = 100_000
+"""Offset of the last byte of the first request: most headers end before it."""
 
 
 class RemoteHeader:
@@ -42,13 +44,18 @@ class RemoteHeader:
         """Nothing is open."""
 
 
-def open_remote(remote: Remote) -> tuple[Path, Checkpoint]:
+def open_remote(remote: Remote, allow_pickle: bool = False) -> tuple[Path, Checkpoint]:
     """A folder with the repository's configuration and tokenizer, and its tensors as far as headers tell.
 
     Weights that lie in the Hub's cache already are opened there.
 
+    Args:
+        remote: The repository.
+        allow_pickle: Of one without safetensors, take pickled weights, which have to be downloaded for it.
+
     Raises:
-        UserError: There is no such repository, it has no safetensors, or its quantisation is not supported.
+        UserError: There is no such repository, it has no safetensors, a file is damaged, or its quantisation is not
+            supported.
         NautileError: The Hub cannot be reached.
     """
     folder = download(remote, weights=False)
@@ -59,45 +66,68 @@ def open_remote(remote: Remote) -> tuple[Path, Checkpoint]:
             "the model's family and shape are read from it",
             "name the repository of the model itself, in the Hugging Face format",
         )
-    published = json.loads(config.read_bytes())
+    quantization = read_quantization(read_json_object(config, "it says how the weights are stored"), str(config))
     index = folder / SAFETENSORS.index
-    weight_map = json.loads(index.read_bytes())["weight_map"] if index.is_file() else {}
+    weight_map = weight_map_of(index) if index.is_file() else {}
     files = sorted(set(weight_map.values())) or [SAFETENSORS.single]
     if all((folder / file).is_file() for file in files):
         return folder, open_checkpoint(folder)
+    try:
+        readers = _headers(remote, folder, files)
+    except _AbsentError:
+        if not allow_pickle or weight_map:
+            raise
+        folder = download(remote, allow_pickle=True)
+        return folder, open_checkpoint(folder, allow_pickle=True)
+    check_index(index, weight_map, {reader.path.name: set(reader.tensors) for reader in readers})
+    return folder, Checkpoint(folder, readers, quantization)
+
+
+class _AbsentError(UserError):
+    """The repository has no such file."""
+
+
+def _headers(remote: Remote, folder: Path, files: list[str]) -> list[Reader]:
+    readers: list[Reader] = []
     with progress(f"{remote}: headers", len(files)) as bar, ThreadPoolExecutor(AT_ONCE) as pool:
-        readers: list[Reader] = []
         for reader in pool.map(partial(_header, remote, folder), files):
             readers.append(reader)
             bar.advance()
-    if weight_map:
-        check_index(index, weight_map, {reader.path.name: set(reader.tensors) for reader in readers})
-    return folder, Checkpoint(folder, readers, read_quantization(published, str(config)))
+    return readers
 
 
 def _header(remote: Remote, folder: Path, file: str) -> RemoteHeader:
-    from huggingface_hub import HfApi
+    """The header of one file, checked as that of a local one is."""
     from huggingface_hub.errors import HTTPError, RemoteEntryNotFoundError
 
+    name = Path(f"{remote}/{file}")
     try:
-        header = HfApi().parse_safetensors_file_metadata(remote.id, file, revision=remote.revision)
+        start, size = _fetch(remote, file, 0, _START)
+        length = header_length(name, start, size)
+        text = start[8 : 8 + length]
+        if len(text) < length:
+            text += _fetch(remote, file, len(start), 7 + length)[0]
     except RemoteEntryNotFoundError:
-        raise UserError(
+        raise _AbsentError(
             f"{remote} has no {file}",
             "weights are read from safetensors",
             "name a repository with config.json and safetensors",
         ) from None
     except (HTTPError, OSError) as error:
         raise told(error, str(remote)) or error from error
-    unknown = sorted({info.dtype for info in header.tensors.values()} - DTYPES.keys())
-    if unknown:
-        raise UserError(
-            f"{remote}: {file} holds tensors of dtype {', '.join(unknown)}, which nautile cannot read",
-            f"it reads {', '.join(DTYPES)}",
-            "name another checkpoint, such as the one that this one was made from",
-        )
-    infos = {
-        name: TensorInfo(DTYPES[info.dtype], tuple(info.shape), *info.data_offsets)
-        for name, info in header.tensors.items()
-    }
-    return RemoteHeader(folder / file, infos)
+    return RemoteHeader(folder / file, parse_header(name, text[:length], size).tensors)
+
+
+def _fetch(remote: Remote, file: str, first: int, last: int) -> tuple[bytes, int]:
+    """Bytes `first` to `last` of a file, or as many as there are, and the bytes of the whole file."""
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
+    url = hf_hub_url(remote.id, file, revision=remote.revision)
+    headers = {**build_hf_headers(), "range": f"bytes={first}-{last}"}
+    answer = get_session().get(url, headers=headers, timeout=LISTING_TIMEOUT)
+    hf_raise_for_status(answer)
+    size = answer.headers.get("content-range", "").rpartition("/")[2]
+    if answer.status_code != 206 or not size.isdecimal():  # a server without ranges sends all
+        return answer.content[first : last + 1], len(answer.content)
+    return answer.content, int(size)

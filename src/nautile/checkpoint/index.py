@@ -3,10 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from nautile.checkpoint.header import unique_json
 from nautile.core.errors import UserError
+from nautile.core.json_file import read_json_object
 
 
 @dataclass(frozen=True)
@@ -20,6 +19,8 @@ class Kind:
 
 SAFETENSORS = Kind("model.safetensors", "model.safetensors.index.json", ".safetensors")
 PICKLED = Kind("pytorch_model.bin", "pytorch_model.bin.index.json", ".bin")
+_PURPOSE = "it tells which file holds which tensor"
+_CURE = "copy or download the file again"
 
 
 @dataclass(frozen=True)
@@ -60,18 +61,9 @@ def read_index(path: Path) -> dict[str, str]:
     """Tensor name → file name of an index whose files all lie beside it.
 
     Raises:
-        UserError: It is not such an index, names a tensor twice, or names a file that is not there or elsewhere.
+        UserError: As `weight_map_of`, or a file that it names is not there.
     """
-    try:
-        index: Any = unique_json(path.read_bytes())
-    except (ValueError, OSError) as error:
-        raise _bad_index(path, f"cannot be read ({error})") from error
-    weight_map = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise _bad_index(path, "it has no weight_map of tensor names to file names")
-    for name, file in weight_map.items():
-        if not isinstance(file, str) or file in ("", "..") or Path(file).name != file or "\\" in file:
-            raise _bad_index(path, f"{name} is said to be in {file!r}, which is not the name of a file beside it")
+    weight_map = weight_map_of(path)
     files = sorted(set(weight_map.values()))
     missing = [file for file in files if not (path.parent / file).is_file()]
     if missing:
@@ -81,6 +73,22 @@ def read_index(path: Path) -> dict[str, str]:
             f"{path.name} says that tensors are stored there",
             "copy or download the missing files into the folder",
         )
+    return weight_map
+
+
+def weight_map_of(path: Path) -> dict[str, str]:
+    """Tensor name → file name, as the index says; whether the files are there is not asked.
+
+    Raises:
+        UserError: It is not such an index, names a tensor twice, or names a file that would lie elsewhere.
+    """
+    index = read_json_object(path, _PURPOSE, _CURE)
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise _bad_index(path, "it has no weight_map of tensor names to file names")
+    for name, file in weight_map.items():
+        if not isinstance(file, str) or file in ("", "..") or Path(file).name != file or "\\" in file or "\0" in file:
+            raise _bad_index(path, f"{name} is said to be in {file!r}, which is not the name of a file beside it")
     return weight_map
 
 
@@ -141,4 +149,4 @@ def _no_weights(folder: Path, names: set[str]) -> UserError:
 
 
 def _bad_index(path: Path, what: str) -> UserError:
-    return UserError(f"{path}: {what}", "it tells which file holds which tensor", "copy or download the file again")
+    return UserError(f"{path}: {what}", _PURPOSE, _CURE)

@@ -49,7 +49,6 @@ class ShardReader:
             self.close()
             raise
         self.tensors: dict[str, TensorInfo] = header.tensors
-        self.metadata = header.metadata
         self._data = header.data
 
     def read(self, name: str, out: Tensor | None = None) -> Tensor:

@@ -3,10 +3,9 @@
 Rows of a tensor, and FP8 weights as the numbers they stand for, are read without holding the whole tensor twice.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from nautile.checkpoint.index import SAFETENSORS, check_index, weight_files
 from nautile.checkpoint.pickled import PickledReader
 from nautile.checkpoint.shard import ShardReader
 from nautile.core.errors import UserError
+from nautile.core.json_file import read_json_object
 
 _TILE = 1 << 18
 """Elements that are dequantised at a time: their float32 values fit a core's second-level cache."""
@@ -172,13 +172,7 @@ def open_checkpoint(folder: str | Path, allow_pickle: bool = False) -> Checkpoin
 def _quantization(config: Path) -> Fp8Format | None:
     if not config.is_file():
         return None
-    try:
-        published: Any = json.loads(config.read_bytes())
-    except ValueError as error:
-        raise UserError(
-            f"{config}: not JSON ({error})", "it says how the weights are stored", "copy the file again"
-        ) from error
-    return read_quantization(published, str(config)) if isinstance(published, dict) else None
+    return read_quantization(read_json_object(config, "it says how the weights are stored"), str(config))
 
 
 def _short(dtype: torch.dtype) -> str:

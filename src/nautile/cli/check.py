@@ -11,6 +11,7 @@ import tyro
 from nautile.cli.check_report import print_report
 from nautile.cli.flags import parse
 from nautile.core.errors import UserError
+from nautile.core.json_file import read_json_object
 
 if TYPE_CHECKING:
     from nautile.checkpoint.compare import Comparison
@@ -38,7 +39,7 @@ class CheckArgs:
     json: bool = False
     """Print one JSON object, every list whole, instead of text."""
     allow_pickle: bool = False
-    """Also look into pickled .bin weights, with torch.load's weights_only."""
+    """Also look into pickled .bin weights, with torch.load's weights_only. Those of a Hub id are downloaded for it."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -71,7 +72,7 @@ def check(model: str, allow_pickle: bool = False) -> dict[str, Any]:
     from nautile.models.io import model_folder
 
     if remote := remote_name(model):
-        folder, opened = open_remote(remote)
+        folder, opened = open_remote(remote, allow_pickle)
     else:
         folder = model_folder(model)
         opened = open_checkpoint(folder, allow_pickle)
@@ -170,7 +171,7 @@ def _beside_the_weights(folder: Path, config: "DecoderConfig", checkpoint: "Chec
     if checkpoint.quantization and not any(map(checkpoint.is_scale, checkpoint.infos)):
         notes.append("config.json has a quantization_config, but no tensor has block scales: the weights are plain")
     if index.is_file():
-        metadata = json.loads(index.read_bytes()).get("metadata")
+        metadata = read_json_object(index, "it tells which file holds which tensor").get("metadata")
         stated = metadata.get("total_size") if isinstance(metadata, dict) else None
         held = sum(info.nbytes for info in checkpoint.infos.values())
         if stated is not None and stated != held:
@@ -199,8 +200,9 @@ def _tokenizer(folder: Path, config: "DecoderConfig") -> tuple[list[str], list[s
 
 def _generation_config(folder: Path) -> dict[str, Any] | None:
     """Contents of generation_config.json, if it is there and a JSON object."""
-    try:
-        contents = json.loads((folder / GENERATION).read_bytes())
-    except (FileNotFoundError, ValueError):
+    if not (folder / GENERATION).is_file():
         return None
-    return contents if isinstance(contents, dict) else None
+    try:
+        return read_json_object(folder / GENERATION, "sampling defaults are read from it")
+    except UserError:
+        return None

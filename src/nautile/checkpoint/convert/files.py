@@ -1,7 +1,6 @@
 """What lies beside the weights: which files are copied, and how config.json tells the new dtype."""
 
 import copy
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nautile.checkpoint.fp8 import Fp8Format
-from nautile.core.errors import UserError
+from nautile.core.json_file import read_json_object
 
 CONFIG = "config.json"
 WEIGHTS = (
@@ -77,13 +76,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     if not path.is_file():
         return {}
-    try:
-        published = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise _bad_config(path, str(error)) from error
-    if not isinstance(published, dict):
-        raise _bad_config(path, "no object")
-    return published
+    return read_json_object(path, "it says how the weights are stored")
 
 
 def converted_config(published: Mapping[str, Any], dtype: str, fmt: Fp8Format | None) -> dict[str, Any]:
@@ -109,7 +102,3 @@ def _set_dtype(config: dict[str, Any], dtype: str) -> None:
             config[key] = dtype
         elif isinstance(value, dict):
             _set_dtype(value, dtype)
-
-
-def _bad_config(path: Path, what: str) -> UserError:
-    return UserError(f"{path}: not a JSON object ({what})", "it says how the weights are stored", "copy the file again")
