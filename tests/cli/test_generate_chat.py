@@ -48,6 +48,12 @@ def test_a_dash_reads_standard_input(run, capsys, monkeypatch):
     assert capsys.readouterr().out == given
 
 
+def test_standard_input_that_is_no_utf8_is_refused(run, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"gr\xfcn"), "utf-8"))
+    with pytest.raises(UserError, match="standard input is no UTF-8: byte 0xFC"):
+        generate.main([run, "-"])
+
+
 def test_the_middle_is_filled_and_depends_on_the_suffix(run, capsys):
     sampling = ["--max-tokens", "20", "--seed", "1", "--ignore-eos", "--temperature", "1.5"]
     texts = []

@@ -76,4 +76,15 @@ def _check_task(args: GenerateArgs) -> None:
 def _prompt(args: GenerateArgs, llm: "LLM") -> str | list[int]:
     if args.prompt is None:
         return llm.middle_prompt(args.prefix or "", args.suffix or "")
-    return sys.stdin.read() if args.prompt == "-" else args.prompt
+    return _standard_input() if args.prompt == "-" else args.prompt
+
+
+def _standard_input() -> str:
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"standard input is no UTF-8: byte 0x{error.object[error.start]:02X}",
+            "models read Unicode text",
+            "convert it: iconv -t UTF-8",
+        ) from error

@@ -1,7 +1,6 @@
 """`nautile.LLM`: prompts in, text out."""
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
@@ -11,7 +10,6 @@ import torch
 from nautile.core.log import warn
 from nautile.infer.advice import publishers_advice
 from nautile.infer.answer import answer_of, pieces_of, several
-from nautile.infer.batch import Batch
 from nautile.infer.completion import Completion, Output
 from nautile.infer.defaults import ANSWER_TOKENS, NEUTRAL, Defaults, read_defaults, resolve
 from nautile.infer.params import SamplingParams, paired
@@ -26,6 +24,7 @@ from nautile.infer.prompt import (
     to_middle_prompt,
     to_token_ids,
 )
+from nautile.infer.run import run
 from nautile.models.causal_lm import CausalLM
 from nautile.models.family import read_config
 from nautile.models.io import load_model, model_folder
@@ -139,7 +138,7 @@ class LLM:
         completions = [self._completion(prompt, param) for prompt, param in zip(ids, each, strict=True)]
         for start in range(0, len(ids), self.max_batch):
             part = slice(start, start + self.max_batch)
-            for _ in self._run(ids[part], each[part], completions[part]):
+            for _ in run(self.model, ids[part], each[part], completions[part]):
                 pass
         return [completion.output() for completion in completions]
 
@@ -218,7 +217,7 @@ class LLM:
         needs_tokenizer(self.tokenizer, "streaming text")
         params = params or self.default_params
         ids = to_token_ids(prompt, self.tokenizer, self.config)
-        return self._run([ids], [params], [self._completion(ids, params)])
+        return run(self.model, [ids], [params], [self._completion(ids, params)])
 
     def middle_prompt(self, prefix: str, suffix: str) -> list[int]:
         """Token ids that ask for the text between `prefix` and `suffix`."""
@@ -244,31 +243,7 @@ class LLM:
         decoder = IncrementalDecoder(self.tokenizer) if self.tokenizer else None
         return Completion(params, min(room, params.max_tokens), self.eos_ids, decoder)
 
-    def _run(
-        self, prompts: list[list[int]], params: list[SamplingParams], completions: list[Completion]
-    ) -> Iterator[str]:
-        """Generate until every completion has finished; yields each new piece of text."""
-        with evaluating(self.model):
-            batch = Batch(self.model, prompts, params)
-            while batch.requests:
-                for request, token_id in batch.step():
-                    piece = completions[request].push(token_id)
-                    if piece:
-                        yield piece
-                batch.finish({r for r in batch.requests if completions[r].finish_reason is not None})
-
 
 def template_of(tokenizer: Tokenizer | None, folder: Path | None, name: str | None) -> ChatTemplate | None:
     """How messages become text; None for a base model, and for one that reads token ids only."""
     return None if tokenizer is None else find_template(folder, tokenizer, name)
-
-
-@contextmanager
-def evaluating(model: torch.nn.Module) -> Generator[None]:
-    """Eval mode inside, the mode of before afterwards: a trainer may sample from the model that it trains."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
