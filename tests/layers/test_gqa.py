@@ -109,6 +109,35 @@ def test_rows_at_different_positions() -> None:
             torch.testing.assert_close(got[row], layer(alone, whole(alone))[0, -1:], atol=2e-5, rtol=2e-5)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "bias", "size"), [(torch.float16, 1000.0, 4.0), (torch.float16, 100.0, 4.0), (torch.bfloat16, 100.0, 1.0)]
+)
+@torch.no_grad()
+def test_large_key_biases_in_narrow_types(dtype: torch.dtype, bias: float, size: float) -> None:
+    """Qwen2's reach hundreds. Scores must not be rounded, or overflow, before they are scaled."""
+    layer, x_BSD = ours(4, 2, 64, True).to(dtype), (size * hidden(2, 150)).to(dtype)
+    layer.k_proj.bias.copy_(bias * torch.randn(128, generator=torch.Generator().manual_seed(3)))
+    config = Qwen2Config(hidden_size=DIM, num_attention_heads=4, num_key_value_heads=2, head_dim=64)
+    config.rope_parameters = {"rope_type": "default", "rope_theta": THETA}
+    config._attn_implementation = "sdpa"
+    theirs = Qwen2Attention(config, 0).to(dtype)
+    theirs.load_state_dict(layer.state_dict())
+    rotary = Qwen2RotaryEmbedding(config)(x_BSD, torch.arange(150)[None])
+    cache, pieces = KVCache([layer.cache_spec()], 2, dtype), []
+    for start, end in [(0, 5), (5, 90), (90, 149), (149, 150)]:
+        cache.reserve(end)
+        positions_BS = torch.arange(start, end).expand(2, -1)
+        ctx = ForwardContext(torch.zeros_like(positions_BS), positions_BS, cache=cache, from_start=start == 0)
+        pieces.append(layer(x_BSD[:, start:end], ctx))
+    outputs = {"sdpa": theirs(x_BSD, rotary, None)[0], "chunks": torch.cat(pieces, 1)}
+    outputs["whole"] = layer(x_BSD, whole(x_BSD))
+    with ops.use("reference"):
+        outputs["reference"] = layer(x_BSD, whole(x_BSD))
+    exact = layer.float()(x_BSD.float(), whole(x_BSD))
+    off = {name: ((y.float() - exact).norm() / exact.norm()).item() for name, y in outputs.items()}
+    assert all(value <= 1.2 * off["sdpa"] for value in off.values()), off
+
+
 def test_documents_do_not_see_each_other() -> None:
     layer, x_BSD = ours(6, 2, 10), hidden(1, 9)
     apart = layer(x_BSD, whole(x_BSD, torch.tensor([0, 4, 9])))

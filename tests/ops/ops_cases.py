@@ -37,6 +37,32 @@ def attention(
     return make
 
 
+def over_rows(S: int, H: int, G: int, Q: int, V: int, starts: list[int], T: int, chosen: bool = False):
+    """Sequences of S queries each, the first at starts[b]."""
+
+    def make(generator: torch.Generator) -> tuple:
+        B = len(starts)
+        q, k, v = normal(generator, B, S, H, Q), normal(generator, B, T, G, Q), normal(generator, B, T, G, V)
+        positions = torch.tensor(starts)[:, None] + torch.arange(S)
+        selected = None
+        if chosen:
+            own = torch.arange(T) == positions[..., None]
+            selected = own | (torch.rand(B, S, T, generator=generator) < 0.4)
+        return q, k, v, positions, 0.7 * Q**-0.5, selected
+
+    return make
+
+
+def over_latents(S: int, H: int, C: int, R: int, starts: list[int], T: int):
+    def make(generator: torch.Generator) -> tuple:
+        B = len(starts)
+        q, q_rope = normal(generator, B, S, H, C), normal(generator, B, S, H, R)
+        positions = torch.tensor(starts)[:, None] + torch.arange(S)
+        return q, q_rope, normal(generator, B, T, C), normal(generator, B, T, R), positions, 0.7 * (C + R) ** -0.5
+
+    return make
+
+
 def experts(T: int, D: int, F: int, E: int, K: int, chosen: Callable | None = None, strided: bool = False):
     def make(generator: torch.Generator) -> tuple:
         if chosen is None:
@@ -127,6 +153,17 @@ CASES = [
     Case("causal_attention", "grouped-documents", attention(2, 11, 4, 4, 3, documents=[0, 4, 5, 11, 17, 22], G=2)),
     Case("causal_attention", "grouped-documents-over-blocks", attention(1, 131, 2, 4, 4, [0, 126, 129, 131], G=1)),
     Case("causal_attention", "grouped-strided", attention(2, 9, 4, 5, 4, strided=True, G=2)),
+    Case("cached_attention", "odd", over_rows(5, 6, 3, 4, 7, [9, 2], 17)),
+    Case("cached_attention", "from-start", over_rows(13, 3, 3, 6, 5, [0], 13)),
+    Case("cached_attention", "one-token", over_rows(1, 4, 2, 4, 4, [7], 8)),
+    Case("cached_attention", "one-token-ragged", over_rows(1, 4, 1, 4, 4, [7, 0, 3], 9)),
+    Case("cached_attention", "several-blocks", over_rows(140, 2, 1, 4, 3, [11], 160)),
+    Case("cached_attention", "selected", over_rows(5, 4, 2, 4, 7, [9, 2], 17, chosen=True)),
+    Case("cached_attention", "selected-several-blocks", over_rows(140, 2, 2, 4, 3, [11], 151, chosen=True)),
+    Case("latent_attention", "odd", over_latents(5, 3, 7, 4, [9, 2], 17)),
+    Case("latent_attention", "one-token", over_latents(1, 3, 7, 4, [16], 17)),
+    Case("latent_attention", "one-token-ragged", over_latents(1, 3, 7, 4, [16, 0, 5], 18)),
+    Case("latent_attention", "from-start", over_latents(13, 3, 7, 4, [0], 13)),
     Case("grouped_swiglu", "odd", experts(19, 7, 5, 6, 3)),
     Case("grouped_swiglu", "filled-up-rows", experts(70, 5, 3, 3, 2)),
     Case("grouped_swiglu", "filled-up-rows-empty-expert", experts(90, 5, 3, 4, 3, without_expert_zero)),

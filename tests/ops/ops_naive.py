@@ -18,6 +18,36 @@ def causal_attention(q, k, v, scale, document_ids=None) -> Tensor:
     return torch.stack(rows).view(B, S, H, -1)
 
 
+def cached_attention(q, k, v, positions, scale, selected=None) -> Tensor:
+    B, S, H, _ = q.shape
+    share = H // k.shape[2]
+    rows = []
+    for b in range(B):
+        for i in range(S):
+            seen = [t for t in range(positions[b, i] + 1) if selected is None or selected[b, i, t]]
+            for h in range(H):
+                scores = torch.stack([scale * torch.dot(q[b, i, h], k[b, t, h // share]) for t in seen])
+                rows.append(softmax(scores) @ v[b, seen, h // share])
+    return torch.stack(rows).view(B, S, H, -1)
+
+
+def latent_attention(q, q_rope, c, k_rope, positions, scale) -> Tensor:
+    B, S, H, C = q.shape
+    rows = []
+    for b in range(B):
+        for i in range(S):
+            end = int(positions[b, i]) + 1
+            for h in range(H):
+                dots = [torch.dot(q[b, i, h], c[b, t]) + torch.dot(q_rope[b, i, h], k_rope[b, t]) for t in range(end)]
+                rows.append(softmax(scale * torch.stack(dots)) @ c[b, :end])
+    return torch.stack(rows).view(B, S, H, C)
+
+
+def softmax(scores) -> Tensor:
+    weights = torch.exp(scores - scores.max())
+    return weights / weights.sum()
+
+
 def grouped_swiglu(x, gate_up, down, experts, weights) -> Tensor:
     F = down.shape[2]
     rows = []

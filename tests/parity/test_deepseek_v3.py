@@ -37,8 +37,8 @@ def test_absorbed_form_equals_expanded_form(v3_pair: tuple[Any, CausalLM]) -> No
     ctx = ForwardContext.for_tokens(tokens)
     x = torch.randn(2, 33, 96, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
     projected = attention.project(x, ctx)
-    seen = torch.ones(33, 33, dtype=torch.bool).tril().expand(2, -1, -1)
-    expanded, absorbed = attention.attend_expanded(*projected), attention.attend_absorbed(*projected, seen)
+    expanded = attention.attend_expanded(*projected)
+    absorbed = attention.attend_absorbed(*projected, ctx.positions_BS)
     torch.testing.assert_close(expanded, absorbed, atol=1e-6, rtol=1e-6)
     gradients = [torch.autograd.grad(o.sin().sum(), x, retain_graph=True)[0] for o in (expanded, absorbed)]
     torch.testing.assert_close(*gradients, atol=1e-6, rtol=1e-6)

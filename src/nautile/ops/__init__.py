@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nautile.ops.activation import swiglu
     from nautile.ops.attention import causal_attention
+    from nautile.ops.cached import cached_attention, latent_attention
     from nautile.ops.cross_entropy import linear_cross_entropy
     from nautile.ops.dispatch import choices, use
     from nautile.ops.experts import grouped_swiglu
@@ -19,12 +20,14 @@ if TYPE_CHECKING:
     from nautile.ops.sparse_attention import gathered_attention, selected_attention
 
 _HOME = {
+    "cached_attention": "cached",
     "causal_attention": "attention",
     "choices": "dispatch",
     "gated_linear": "projection",
     "gathered_attention": "sparse_attention",
     "grouped_swiglu": "experts",
     "index_scores": "indexer",
+    "latent_attention": "cached",
     "linear": "projection",
     "linear_cross_entropy": "cross_entropy",
     "rms_norm": "norm",
@@ -37,12 +40,14 @@ _HOME = {
 }
 
 __all__ = [
+    "cached_attention",
     "causal_attention",
     "choices",
     "gated_linear",
     "gathered_attention",
     "grouped_swiglu",
     "index_scores",
+    "latent_attention",
     "linear",
     "linear_cross_entropy",
     "rms_norm",

@@ -10,8 +10,8 @@ def causal_attention(
 ) -> Tensor:
     """Attention of each position to itself and earlier ones: ``o_i = Σ_{j ≤ i} softmax_j(scale · q_i·k_j) v_j``.
 
-    Scores and softmax are rounded to no less than the compute dtype; sums run in float32 or better. Differentiable in
-    q, k and v.
+    Scores and softmax are rounded to no less than the compute dtype, and scores not before the scale; sums run in
+    float32 or better. Differentiable in q, k and v.
 
     Args:
         q_BSHQ: Queries, H heads of Q dimensions.

@@ -22,6 +22,8 @@ from nautile.core.errors import UserError
 TABLE: dict[str, tuple[str, tuple[str, ...]]] = {
     # op: (topic, backends, fastest first)
     "causal_attention": ("attention", ("cpu", "reference")),
+    "cached_attention": ("cached", ("cpu", "reference")),
+    "latent_attention": ("cached", ("cpu", "reference")),
     "grouped_swiglu": ("experts", ("cpu", "reference")),
     "linear": ("projection", ("cpu", "reference")),
     "gated_linear": ("projection", ("cpu", "reference")),

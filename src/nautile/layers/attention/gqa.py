@@ -9,7 +9,6 @@ With G = H this is plain multi-head attention (DeepSeekMoE-16B, DeepSeek-Coder 1
 B sequences, S queries, T keys, D model, H query heads, G key heads of J = H / G query heads each, P head width.
 """
 
-import torch
 from torch import Tensor
 
 from nautile import ops
@@ -62,9 +61,7 @@ class GroupedQueryAttention(Attention):
         if ctx.cache is None or ctx.from_start:
             o_BSHP = ops.causal_attention(q_BSHP, k_BSGP, v_BSGP, self.scale, ctx.document_ids_BS())
         else:
-            k_BTGP, v_BTGP = rows["k"], rows["v"]
-            seen_BST = torch.arange(k_BTGP.shape[1], device=x_BSD.device) <= ctx.positions_BS[..., None]
-            o_BSHP = attend_rows(q_BSHP, k_BTGP, v_BTGP, self.scale, seen_BST)
+            o_BSHP = ops.cached_attention(q_BSHP, rows["k"], rows["v"], ctx.positions_BS, self.scale)
         return self.o_proj(o_BSHP.flatten(2))
 
     def project(self, x_BSD: Tensor, ctx: ForwardContext) -> tuple[Tensor, Tensor, Tensor]:
@@ -79,12 +76,3 @@ class GroupedQueryAttention(Attention):
         """2·G·P numbers per token: rotated keys, and values."""
         one_token = (self.n_kv_heads, self.head_dim)
         return CacheSpec(paged={"k": one_token, "v": one_token})
-
-
-def attend_rows(q_BSHP: Tensor, k_BTGP: Tensor, v_BTGP: Tensor, scale: float, seen_BST: Tensor) -> Tensor:
-    """Attention over T rows of a cache, [B, S, H, P]; `seen_BST` is True where a query may look. Softmax in float32."""
-    q_BSGJP = q_BSHP.unflatten(2, (k_BTGP.shape[2], -1))
-    scores_BGSJT = torch.einsum("bsgjp,btgp->bgsjt", q_BSGJP, k_BTGP.to(q_BSHP.dtype)) * scale
-    scores_BGSJT = scores_BGSJT.masked_fill(~seen_BST[:, None, :, None], float("-inf"))
-    p_BGSJT = scores_BGSJT.softmax(dim=-1, dtype=torch.promote_types(scores_BGSJT.dtype, torch.float32))
-    return torch.einsum("bgsjt,btgp->bsgjp", p_BGSJT.to(v_BTGP.dtype), v_BTGP).flatten(2, 3)

@@ -7,8 +7,8 @@ Keys and values of all heads come from one latent per token, which is all the ca
     [k_nope | v] = W_kv_b c                               per head
     o = softmax(scale · (q_nope·k_nope + q_rope·k_rope)) v
 
-*Expanded* form: compute k and v of every token (training). *Absorbed* form: fold W_UK into the query and W_UV into
-the output and attend over the latents themselves (decoding), since q·(W_UK c) = (W_UKᵀ q)·c.
+*Expanded* form: compute k and v of every token (training, reading a prompt). *Absorbed* form: fold W_UK into the query
+and W_UV into the output and attend over the latents themselves (decoding), since q·(W_UK c) = (W_UKᵀ q)·c.
 
 B sequences, S queries, T keys, D model, H heads, N nope, R rope, V value, C latent.
 """
@@ -25,6 +25,8 @@ from nautile.layers.rope import Rope
 
 LATENT_EPS = 1e-6
 """Epsilon of the two latent norms, whatever `rms_norm_eps` says: released models were trained so."""
+EXPANDED_AT_ONCE = 1 << 23
+"""Numbers of keys and values that are expanded from cached latents at once, a few heads': 32 MiB in float32."""
 
 
 class MLA(Attention):
@@ -73,17 +75,15 @@ class MLA(Attention):
         self.o_proj = Linear(n_heads * v_dim, dim, bias=False)
 
     def forward(self, x_BSD: Tensor, ctx: ForwardContext) -> Tensor:
-        """[B, S, D] → [B, S, D]; absorbed over past tokens in the cache, expanded where there are none."""
+        """[B, S, D] → [B, S, D]; expanded over whole sequences, over a cache in the form that multiplies less."""
         q_nope_BSHN, q_rope_BSHR, c_BSC, k_rope_BSR = self.project(x_BSD, ctx)
-        rows = {}
-        if ctx.cache is not None:
-            rows = ctx.cache.update(self.layer, ctx.positions_BS, c_kv=c_BSC, k_rope=k_rope_BSR)
-        if ctx.cache is None or ctx.from_start:
+        if ctx.cache is None:
             o_BSHV = self.attend_expanded(q_nope_BSHN, q_rope_BSHR, c_BSC, k_rope_BSR, ctx.document_ids_BS())
         else:
-            c_BTC, k_rope_BTR = rows["c_kv"], rows["k_rope"]
-            seen_BST = torch.arange(c_BTC.shape[1], device=x_BSD.device) <= ctx.positions_BS[..., None]
-            o_BSHV = self.attend_absorbed(q_nope_BSHN, q_rope_BSHR, c_BTC, k_rope_BTR, seen_BST)
+            rows = ctx.cache.update(self.layer, ctx.positions_BS, c_kv=c_BSC, k_rope=k_rope_BSR)
+            T = x_BSD.shape[1] if ctx.from_start else rows["c_kv"].shape[1]
+            c_BTC, k_rope_BTR = rows["c_kv"][:, :T], rows["k_rope"][:, :T]
+            o_BSHV = self.attend_cached(q_nope_BSHN, q_rope_BSHR, c_BTC, k_rope_BTR, ctx.positions_BS)
         return self.o_proj(o_BSHV.flatten(2))
 
     def project(self, x_BSD: Tensor, ctx: ForwardContext) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -120,28 +120,63 @@ class MLA(Attention):
         return ops.causal_attention(q_BSHQ, k_BSHQ, v_BSHV, self.scale, document_ids_BS)
 
     def expand(
-        self, q_nope_BSHN: Tensor, q_rope_BSHR: Tensor, c_BSC: Tensor, k_rope_BSR: Tensor
+        self, q_nope_BSHN: Tensor, q_rope_BSHR: Tensor, c_BTC: Tensor, k_rope_BTR: Tensor, first: int = 0
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries and keys [B, S, H, N + R] and values [B, S, H, V] of every head."""
-        kv_BSHX = self.kv_b_proj(c_BSC).unflatten(-1, (self.n_heads, -1))
-        k_nope_BSHN, v_BSHV = kv_BSHX.split([self.nope_dim, self.v_dim], dim=-1)
-        k_rope_BSHR = k_rope_BSR[:, :, None].expand(-1, -1, self.n_heads, -1)
+        """Queries [B, S, H, N + R], keys [B, T, H, N + R] and values [B, T, H, V] of the heads from `first` on."""
+        H = q_nope_BSHN.shape[2]
+        weight_HXC = self.kv_b_proj.weight.unflatten(0, (self.n_heads, -1))[first : first + H]
+        kv_BTHX = ops.linear(c_BTC, weight_HXC.flatten(0, 1)).unflatten(-1, (H, -1))
+        k_nope_BTHN, v_BTHV = kv_BTHX.split([self.nope_dim, self.v_dim], dim=-1)
+        k_rope_BTHR = k_rope_BTR[:, :, None].expand(-1, -1, H, -1)
         q_BSHQ = join_heads(q_nope_BSHN, q_rope_BSHR)
-        k_BSHQ = join_heads(k_nope_BSHN, k_rope_BSHR.to(k_nope_BSHN.dtype))
-        return q_BSHQ, k_BSHQ, v_BSHV
+        k_BTHQ = join_heads(k_nope_BTHN, k_rope_BTHR.to(k_nope_BTHN.dtype))
+        return q_BSHQ, k_BTHQ, v_BTHV
+
+    def attend_cached(
+        self,
+        q_nope_BSHN: Tensor,
+        q_rope_BSHR: Tensor,
+        c_BTC: Tensor,
+        k_rope_BTR: Tensor,
+        positions_BS: Tensor,
+        selected_BST: Tensor | None = None,
+    ) -> Tensor:
+        """Attention to the rows of a cache, [B, S, H, V], in the form that multiplies less.
+
+        `selected_BST`, if given, is True where a query reads a row, and asks for the expanded form. Heads are expanded
+        a few at a time, so that memory follows the cache and not its expansion.
+        """
+        S, (B, T) = q_nope_BSHN.shape[1], c_BTC.shape[:2]
+        if selected_BST is None and self.cost_absorbed(S, T) <= self.cost_expanded(S, T):
+            return self.attend_absorbed(q_nope_BSHN, q_rope_BSHR, c_BTC, k_rope_BTR, positions_BS)
+        o_BSHV = q_nope_BSHN.new_empty(*q_nope_BSHN.shape[:3], self.v_dim)
+        step = max(1, EXPANDED_AT_ONCE // (B * T * (self.nope_dim + self.rope_dim + self.v_dim)))
+        for h in range(0, self.n_heads, step):
+            q_BSHQ, k_BTHQ, v_BTHV = self.expand(
+                q_nope_BSHN[:, :, h : h + step], q_rope_BSHR[:, :, h : h + step], c_BTC, k_rope_BTR, h
+            )
+            some = ops.cached_attention(q_BSHQ, k_BTHQ, v_BTHV, positions_BS, self.scale, selected_BST)
+            o_BSHV[:, :, h : h + step] = some
+        return o_BSHV
 
     def attend_absorbed(
-        self, q_nope_BSHN: Tensor, q_rope_BSHR: Tensor, c_BTC: Tensor, k_rope_BTR: Tensor, seen_BST: Tensor
+        self, q_nope_BSHN: Tensor, q_rope_BSHR: Tensor, c_BTC: Tensor, k_rope_BTR: Tensor, positions_BS: Tensor
     ) -> Tensor:
-        """Attention over latents, [B, S, H, V]; `seen_BST` is True where a query may look."""
+        """Attention over latents up to each query's position, [B, S, H, V]."""
         W_uk_HNC, W_uv_HVC = self.up_projections()
         q_BSHC = torch.einsum("bshn,hnc->bshc", q_nope_BSHN, W_uk_HNC)
-        scores_BSHT = torch.einsum("bshc,btc->bsht", q_BSHC, c_BTC)
-        scores_BSHT = (scores_BSHT + torch.einsum("bshr,btr->bsht", q_rope_BSHR, k_rope_BTR)) * self.scale
-        scores_BSHT = scores_BSHT.masked_fill(~seen_BST[:, :, None], float("-inf"))
-        p_BSHT = scores_BSHT.softmax(dim=-1, dtype=torch.promote_types(scores_BSHT.dtype, torch.float32))
-        o_BSHC = torch.einsum("bsht,btc->bshc", p_BSHT.to(c_BTC.dtype), c_BTC)
+        o_BSHC = ops.latent_attention(q_BSHC, q_rope_BSHR, c_BTC, k_rope_BTR, positions_BS, self.scale)
         return torch.einsum("bshc,hvc->bshv", o_BSHC, W_uv_HVC)
+
+    def cost_expanded(self, S: int, T: int) -> int:
+        """Multiplications per head of S queries over T rows whose keys and values are expanded for them."""
+        out = self.nope_dim + self.v_dim
+        return T * self.kv_lora_rank * out + S * T * (out + self.rope_dim)
+
+    def cost_absorbed(self, S: int, T: int) -> int:
+        """The same over latents: no expansion, wider scores."""
+        out = self.nope_dim + self.v_dim
+        return S * self.kv_lora_rank * out + S * T * (2 * self.kv_lora_rank + self.rope_dim)
 
     def up_projections(self) -> tuple[Tensor, Tensor]:
         """W_UK [H, N, C] and W_UV [H, V, C], the two halves of `kv_b_proj`."""

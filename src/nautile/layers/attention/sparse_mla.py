@@ -2,10 +2,9 @@
 
     o_s = MLA over { t ≤ s : t among the top-k of I_s }
 
-The same selection is used in two forms that give the same numbers. Where keys and values of all tokens are computed
-anyway (training, reading a prompt from its start) it is a mask over the expanded form. Over a cache the selected
-latents are gathered and attended in the absorbed form: a step reads K latents however long the sequence is, and of the
-rest only one index key each.
+The same selection is used in two forms that give the same numbers. Where many queries share keys and values (training,
+reading a prompt) it is a mask over the expanded form. In the absorbed form the selected latents are gathered: a
+generated token reads K of them however long the sequence is, and of the rest only one index key each.
 
 B sequences, S queries, T cached tokens, D model, H heads, N nope, R rope, V value, C latent, K selected.
 """
@@ -19,6 +18,10 @@ from nautile import ops
 from nautile.core.context import CacheSpec, ForwardContext
 from nautile.layers.attention.indexer import Indexer
 from nautile.layers.attention.mla import MLA
+
+
+Source = tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]
+"""What the indexer chooses from: hidden states and query latents of the queries, index keys of the rows, angles."""
 
 
 class SparseMLA(MLA):
@@ -37,32 +40,42 @@ class SparseMLA(MLA):
         self.indexer = indexer
 
     def forward(self, x_BSD: Tensor, ctx: ForwardContext) -> Tensor:
-        """[B, S, D] → [B, S, D]; gathered over past tokens in the cache, masked where there are none."""
+        """[B, S, D] → [B, S, D]; masked over whole sequences, over a cache in the form that multiplies less."""
         angles = self.rope.cos_sin(ctx.positions_BS)
         c_q_BSL = self.query_source(x_BSD)
         queries = self.queries(c_q_BSL, angles)
         c_BSC, k_rope_BSR = self.latents(x_BSD, angles)
-        rows = {}
-        if ctx.cache is not None:
-            keys_BSI = self.indexer.keys(x_BSD, angles)
-            rows = ctx.cache.update(self.layer, ctx.positions_BS, c_kv=c_BSC, k_rope=k_rope_BSR, k_index=keys_BSI)
-        if ctx.cache is None or ctx.from_start:
-            S = x_BSD.shape[1]
-            if self.indexer.topk >= S:
-                o_BSHV = self.attend_expanded(*queries, c_BSC, k_rope_BSR, ctx.document_ids_BS())
-            else:
-                keys_BSI = rows["k_index"][:, :S] if rows else self.indexer.keys(x_BSD, angles)
-                selected_BSS = self.indexer.mask(x_BSD, c_q_BSL, keys_BSI, angles, causal(ctx))
-                o_BSHV = self.attend_selected(*queries, c_BSC, k_rope_BSR, selected_BSS)
+        S = x_BSD.shape[1]
+        if ctx.cache is None and self.indexer.topk >= S:
+            o_BSHV = self.attend_expanded(*queries, c_BSC, k_rope_BSR, ctx.document_ids_BS())
+            return self.o_proj(o_BSHV.flatten(2))
+        keys_BSI = self.indexer.keys(x_BSD, angles)
+        if ctx.cache is None:
+            selected_BSS = self.indexer.mask(x_BSD, c_q_BSL, keys_BSI, angles, causal(ctx))
+            o_BSHV = self.attend_selected(*queries, c_BSC, k_rope_BSR, selected_BSS)
         else:
-            c_BTC, k_rope_BTR, keys_BTI = rows["c_kv"], rows["k_rope"], rows["k_index"]
-            seen_BST = torch.arange(c_BTC.shape[1], device=x_BSD.device) <= ctx.positions_BS[..., None]
-            if c_BTC.shape[1] <= self.indexer.topk:
-                o_BSHV = self.attend_absorbed(*queries, c_BTC, k_rope_BTR, seen_BST)
-            else:
-                rows_BSK = self.indexer.rows(x_BSD, c_q_BSL, keys_BTI, angles, seen_BST)
+            rows = ctx.cache.update(self.layer, ctx.positions_BS, c_kv=c_BSC, k_rope=k_rope_BSR, k_index=keys_BSI)
+            T = S if ctx.from_start else rows["c_kv"].shape[1]
+            c_BTC, k_rope_BTR, keys_BTI = (rows[name][:, :T] for name in ("c_kv", "k_rope", "k_index"))
+            source = (x_BSD, c_q_BSL, keys_BTI, angles)
+            if self.indexer.topk >= T:
+                o_BSHV = self.attend_cached(*queries, c_BTC, k_rope_BTR, ctx.positions_BS)
+            elif self.cost_absorbed(S, self.indexer.topk) <= self.cost_expanded(S, T):
+                rows_BSK = self.indexer.rows(*source, seen(ctx, T))
                 o_BSHV = self.attend_gathered(*queries, c_BTC, k_rope_BTR, rows_BSK)
+            else:
+                selected_BST = self.chosen(source, ctx, T)
+                o_BSHV = self.attend_cached(*queries, c_BTC, k_rope_BTR, ctx.positions_BS, selected_BST)
         return self.o_proj(o_BSHV.flatten(2))
+
+    def chosen(self, source: Source, ctx: ForwardContext, T: int) -> Tensor:
+        """What the indexer selects of T rows of a cache, as a boolean [B, S, T]."""
+        if ctx.from_start:
+            return self.indexer.mask(*source, causal(ctx))
+        rows_BSK = self.indexer.rows(*source, seen(ctx, T))
+        # One column more, for the places that are not used.
+        chosen_BSX = torch.zeros(*rows_BSK.shape[:2], T + 1, dtype=torch.bool, device=rows_BSK.device)
+        return chosen_BSX.scatter_(-1, rows_BSK.masked_fill(rows_BSK < 0, T), True)[..., :T]
 
     def attend_selected(
         self, q_nope_BSHN: Tensor, q_rope_BSHR: Tensor, c_BSC: Tensor, k_rope_BSR: Tensor, selected_BSS: Tensor
@@ -83,6 +96,11 @@ class SparseMLA(MLA):
     def cache_spec(self) -> CacheSpec:
         """The latent cache, and one index key per token."""
         return CacheSpec(paged={**super().cache_spec().paged, "k_index": (self.indexer.head_dim,)})
+
+
+def seen(ctx: ForwardContext, T: int) -> Tensor:
+    """Boolean [B, S, T]: the rows of a cache up to each query's position."""
+    return torch.arange(T, device=ctx.positions_BS.device) <= ctx.positions_BS[..., None]
 
 
 def causal(ctx: ForwardContext) -> Tensor:

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from nautile.ops.precision import accumulate_dtype, compute_dtype
+from nautile.ops.precision import accumulate_dtype, compute_dtype, no_autocast
+from nautile.ops.reference.attention import attend
 
 
 def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -15,15 +16,16 @@ def gathered_attention(
     q_BSHC: Tensor, q_rope_BSHR: Tensor, c_BTC: Tensor, k_rope_BTR: Tensor, rows_BSK: Tensor, scale: float
 ) -> Tensor:
     """Gather, then attend. Unused places read row 0 as zeros and weigh nothing."""
-    dtype = compute_dtype(q_BSHC)
+    dtype, wide = compute_dtype(q_BSHC), accumulate_dtype(q_BSHC)
     unused_BSK = rows_BSK < 0
     sequence_B11 = torch.arange(c_BTC.shape[0], device=c_BTC.device)[:, None, None]
     rows_BSK = rows_BSK.clamp(min=0)
     c_BSKC = c_BTC[sequence_B11, rows_BSK].to(dtype).masked_fill(unused_BSK[..., None], 0.0)
     k_rope_BSKR = k_rope_BTR[sequence_B11, rows_BSK].to(dtype).masked_fill(unused_BSK[..., None], 0.0)
-    scores_BSHK = torch.einsum("bshc,bskc->bshk", q_BSHC.to(dtype), c_BSKC)
-    scores_BSHK = scores_BSHK + torch.einsum("bshr,bskr->bshk", q_rope_BSHR.to(dtype), k_rope_BSKR)
-    scores_BSHK = scores_BSHK.to(accumulate_dtype(q_BSHC)) * scale
+    with no_autocast(q_BSHC):
+        q_BSHX = torch.cat([q_BSHC.to(dtype), q_rope_BSHR.to(dtype)], -1).to(wide) * scale
+        k_BSKX = torch.cat([c_BSKC, k_rope_BSKR], -1).to(wide)
+        scores_BSHK = torch.einsum("bshx,bskx->bshk", q_BSHX, k_BSKX)
     # The lowest number instead of −inf: a query without rows gets finite weights, which are then taken away.
     hidden_BSHK = unused_BSK[:, :, None]
     scores_BSHK = scores_BSHK.masked_fill(hidden_BSHK, torch.finfo(scores_BSHK.dtype).min)
@@ -32,11 +34,6 @@ def gathered_attention(
 
 
 def selected_attention(q_BSHQ: Tensor, k_BSHQ: Tensor, v_BSHV: Tensor, selected_BSS: Tensor, scale: float) -> Tensor:
-    """All S × S scores at once, masked above the diagonal and where nothing was selected."""
-    dtype = compute_dtype(q_BSHQ)
-    scores_BHST = (
-        torch.einsum("bshq,bthq->bhst", q_BSHQ.to(dtype), k_BSHQ.to(dtype)).to(accumulate_dtype(q_BSHQ)) * scale
-    )
+    """Masked above the diagonal and where nothing was selected."""
     visible_BSS = selected_BSS & torch.ones(selected_BSS.shape[1:], dtype=torch.bool, device=q_BSHQ.device).tril()
-    p_BHST = scores_BHST.masked_fill(~visible_BSS[:, None], float("-inf")).softmax(-1).to(dtype)
-    return torch.einsum("bhst,bthv->bshv", p_BHST, v_BSHV.to(dtype))
+    return attend(q_BSHQ, k_BSHQ, v_BSHV, scale, visible_BSS)
