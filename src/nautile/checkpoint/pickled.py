@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from nautile.checkpoint.casts import cast_into
 from nautile.checkpoint.header import TensorInfo
 from nautile.core.errors import UserError
 
@@ -55,19 +56,18 @@ class PickledReader:
 
     def read(self, name: str, out: Tensor | None = None) -> Tensor:
         """The tensor as stored, or `out` filled with it and converted to its dtype and device."""
-        return _copied(self._stored[name], out)
+        return self._copied(name, self._stored[name], out)
 
     def read_rows(self, name: str, start: int, stop: int, out: Tensor | None = None) -> Tensor:
         """Rows ``start:stop`` of the tensor's first dimension, as stored or in `out`."""
-        return _copied(self._stored[name][start:stop], out)
+        return self._copied(name, self._stored[name][start:stop], out)
 
     def close(self) -> None:
         """Let go of the mapped file."""
         self._stored = {}
 
-
-def _copied(stored: Tensor, out: Tensor | None) -> Tensor:
-    if out is None:
-        return stored.clone()
-    out.detach().copy_(stored)
-    return out
+    def _copied(self, name: str, stored: Tensor, out: Tensor | None) -> Tensor:
+        if out is None:
+            return stored.clone(memory_format=torch.contiguous_format)
+        cast_into(out.detach(), stored, f"{self.path}: {name}")
+        return out

@@ -13,6 +13,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from nautile.checkpoint.casts import cast_into
 from nautile.checkpoint.header import TensorInfo, damaged, encode, lay_out, read_header
 from nautile.core.atomic import disk_errors, sync
 from nautile.core.errors import UserError
@@ -56,6 +57,9 @@ class ShardReader:
 
         `out` has the stored shape. A contiguous one of the stored dtype in main memory is read into directly; any other
         one is filled over a scratch of a few MiB.
+
+        Raises:
+            UserError: A number of the tensor would become infinity in `out`.
         """
         shape = self.tensors[name].shape
         return self._read(name, 0, shape[0] if shape else 1, shape, out)
@@ -86,7 +90,7 @@ class ShardReader:
         scratch = torch.empty((min(step, len(rows)), *rows.shape[1:]), dtype=info.dtype)
         for row, part in zip(range(0, len(rows), step), rows.split(step), strict=True):
             self._fill(scratch[: len(part)], begin + row * row_bytes)
-            part.copy_(scratch[: len(part)])
+            cast_into(part, scratch[: len(part)], f"{self.path}: {name}")
         return out
 
     def _fill(self, tensor: Tensor, position: int) -> None:

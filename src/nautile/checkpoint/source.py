@@ -10,7 +10,8 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor
 
-from nautile.checkpoint.fp8 import SCALE, Fp8Format, dequantize, read_quantization, scale_shape
+from nautile.checkpoint.casts import check_range
+from nautile.checkpoint.fp8 import LARGEST, SCALE, Fp8Format, dequantize, read_quantization, scale_shape
 from nautile.checkpoint.header import TensorInfo
 from nautile.checkpoint.index import SAFETENSORS, check_index, weight_files
 from nautile.checkpoint.pickled import PickledReader
@@ -73,20 +74,29 @@ class Checkpoint:
             rows: Rows of the weight, as ``slice(start, stop)``; None for all.
 
         Raises:
-            UserError: The weight is FP8 without scales that fit it.
+            UserError: The weight is FP8 without scales that fit it, or one of its numbers would become infinity in
+                the dtype of `out`.
         """
         scales = self.scales(name)
         if scales is None:
             return self.stored(name, out, rows)
         assert self.quantization
+        block = self.quantization.block
         info = self.infos[name]
         start, stop = (0, info.shape[0]) if rows is None else (rows.start, rows.stop)
         if out is None:
             out = torch.empty(stop - start, *info.shape[1:])
         step = max(1, _TILE // max(1, info.shape[1]))
+        ample = (
+            not scales.numel() or scales.abs().amax() * LARGEST < torch.finfo(out.dtype).max
+        )  # True without NaN only
         for at in range(start, stop, step):
             part = self._reader[name].read_rows(name, at, min(at + step, stop))
-            out.detach()[at - start :][: len(part)] = dequantize(part, scales, self.quantization.block, at)
+            into, numbers = out.detach()[at - start :][: len(part)], dequantize(part, scales, block, at)
+            into.copy_(numbers)
+            if not ample:
+                exact = part.double() * _spread(scales, block, slice(at, at + len(part)), part.shape[1])
+                check_range(into, exact, f"{self.files[name]}: {name}")
         return out
 
     def scales(self, name: str) -> Tensor | None:
@@ -102,7 +112,9 @@ class Checkpoint:
                 "the weight cannot be told from its 8 bits alone",
                 "check that config.json and the weights belong together, or copy them again",
             )
-        return self.stored(name + SCALE).float() if name + SCALE in self.infos else None
+        if name + SCALE not in self.infos:
+            return None
+        return self.stored(name + SCALE, torch.empty(self.infos[name + SCALE].shape))
 
     def quantization_problem(self, name: str) -> str | None:
         """Why the weight `name` cannot be dequantised, from headers alone; None when it can, or need not."""
@@ -173,6 +185,11 @@ def _quantization(config: Path) -> Fp8Format | None:
     if not config.is_file():
         return None
     return read_quantization(read_json_object(config, "it says how the weights are stored"), str(config))
+
+
+def _spread(scales: Tensor, block: tuple[int, int], rows: slice, columns: int) -> Tensor:
+    """The scale of every number of some rows of a weight, float64."""
+    return scales.double().repeat_interleave(block[0], 0)[rows].repeat_interleave(block[1], 1)[:, :columns]
 
 
 def _short(dtype: torch.dtype) -> str:

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from nautile.checkpoint.fp8 import Fp8Format, quantize, scale_shape
 from nautile.checkpoint.source import Checkpoint
-from nautile.core.errors import UserError
 
 CHUNK = 2 << 20
 """Numbers of a weight held at a time: 8 MiB in float32, which caches still hold."""
@@ -128,19 +127,4 @@ def _read(checkpoint: Checkpoint, job: Job, start: int, stop: int) -> Tensor:
         rows, shape = slice(first + start, first + stop), (stop - start, *info.shape[1:])
     if job.cast is not Cast.FLOAT:
         return checkpoint.stored(job.source, rows=rows)
-    out = checkpoint.weight(job.source, torch.empty(shape, dtype=job.weight.dtype), rows)
-    if job.weight.dtype == torch.float16 and info.dtype != torch.float16 and not out.isfinite().all():
-        _check_range(checkpoint, job.source, rows)
-    return out
-
-
-def _check_range(checkpoint: Checkpoint, name: str, rows: slice | None) -> None:
-    """Refuse numbers that were finite and are not in float16; those that never were pass as they are."""
-    stored = checkpoint.weight(name, rows=rows).float()
-    largest = stored[stored.isfinite()].abs().max().item() if stored.isfinite().any() else 0.0
-    if largest >= 65520:  # from here on, rounding gives infinity
-        raise UserError(
-            f"{name} holds {largest:g}",
-            "float16 ends at 65504: the number would become infinity",
-            "--dtype bf16 or --dtype fp32",
-        )
+    return checkpoint.weight(job.source, torch.empty(shape, dtype=job.weight.dtype), rows)
