@@ -1,6 +1,7 @@
 """Files for DeepSeek's demo: names, cuts and configuration written out by hand from its convert.py and model.py."""
 
 import json
+import re
 
 import convert_cases as cases
 import pytest
@@ -81,7 +82,9 @@ def test_names_and_cuts(tmp_path, config, ue8m0, n):
         assert tensors["layers.0.ffn.w2.scale"].equal(
             fp8["model.layers.0.mlp.down_proj.weight_scale_inv"].chunk(n, 1)[rank]
         )
-    assert any("multi-token-prediction" in note for note in summary.notes)
+    mtp = sum(name.startswith("model.layers.2.") for name in fp8)
+    reason = "multi-token-prediction modules have no place in the demo"
+    assert f"{mtp} tensors are left out: {reason}" in summary.notes
 
 
 def test_configuration_and_tokenizer(tmp_path):
@@ -162,7 +165,14 @@ def test_v2_without_query_compression(tmp_path):
     assert whole.equal(weights["model.layers.0.self_attn.q_proj.weight"])
     args = json.loads((tmp_path / "dst" / "model_args.json").read_text())
     assert (args["q_lora_rank"], args["score_func"]) == (0, "softmax")
+    # config.json has two groups, which "greedy" does not look at; the demo's gate does whenever there are several.
+    assert (args["n_expert_groups"], args["n_limited_groups"]) == (1, 1)
     assert not any("gate.bias" in note for note in summary.notes)
+    frequencies = "the demo computes the rotary frequencies itself"
+    assert f"2 tensors are left out: {frequencies}" in summary.notes
+    del weights["model.layers.1.self_attn.rotary_emb.inv_freq"]
+    summary = convert(cases.write(tmp_path / "one", weights, config), tmp_path / "one-demo", demo())
+    assert f"1 tensor is left out: {frequencies}" in summary.notes
 
 
 @pytest.mark.parametrize(
@@ -189,6 +199,15 @@ def test_processes_that_do_not_divide_the_model(tmp_path, n, dtype, what, good):
         ({"rope_scaling": cases.CONFIG["rope_scaling"] | {"mscale_all_dim": 0.707}}, "mscale"),
         ({"rope_scaling": {"type": "linear", "factor": 4.0}}, "scaled by linear"),
         ({"tie_word_embeddings": True}, "tie_word_embeddings"),
+        ({"num_hidden_layers": "2"}, "num_hidden_layers is '2', not a number"),
+        ({"n_routed_experts": None}, "config.json lacks n_routed_experts"),
+        ({"n_routed_experts": 3}, r"experts\.3\..* is of expert 3, config.json has 3"),
+        ({"n_group": [2]}, r"n_group is \[2\]"),
+        ({"routed_scaling_factor": "much"}, "routed_scaling_factor is 'much', not a number"),
+        ({"rope_theta": {}}, "rope_theta is {}, not a number"),
+        ({"rope_scaling": [1]}, r"rope_scaling is \[1\]"),
+        ({"rope_scaling": {"type": "yarn", "factor": 40}}, "lacks original_max_position_embeddings"),
+        ({"rope_scaling": cases.CONFIG["rope_scaling"] | {"mscale": "1"}}, "mscale is '1', not a number"),
     ],
 )
 def test_what_the_demo_would_run_wrongly_is_refused(tmp_path, change, what):
@@ -197,7 +216,26 @@ def test_what_the_demo_would_run_wrongly_is_refused(tmp_path, change, what):
         convert(source, tmp_path / "dst", demo())
 
 
-def test_parts_that_the_demo_does_not_know_are_named(tmp_path):
-    weights = cases.tensors() | {"model.layers.0.self_attn.q_a_proj.bias": torch.ones(144)}
-    with pytest.raises(UserError, match=r"q_a_proj\.bias has no place"):
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.layers.0.self_attn.q_a_proj.bias",
+        "model.layers.x.self_attn.q_a_proj.weight",
+        "model.layers",
+        "model.layers.1.mlp.experts.one.up_proj.weight",
+        "model.layers.1.mlp.experts.up_proj.weight",
+        "model.layers.1.mlp.experts.1.more.up_proj.weight",
+        "weight",
+        "",
+    ],
+)
+def test_parts_that_the_demo_does_not_know_are_named(tmp_path, name):
+    weights = cases.tensors() | {name: torch.ones(144)}
+    with pytest.raises(UserError, match=rf"^{re.escape(name)} has no place"):
         convert(cases.write(tmp_path / "src", weights, cases.CONFIG), tmp_path / "dst", demo())
+
+
+def test_a_matrix_that_is_none_is_named(tmp_path):
+    weights = cases.tensors() | {"lm_head.weight": torch.ones(144)}
+    with pytest.raises(UserError, match=r"lm_head\.weight is \[144\], not a matrix"):
+        convert(cases.write(tmp_path / "src", weights, cases.CONFIG), tmp_path / "dst", demo(2))

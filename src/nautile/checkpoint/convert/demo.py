@@ -8,6 +8,7 @@ Source: ``inference/convert.py`` of DeepSeek-V3 and of DeepSeek-V3.2-Exp.
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -41,6 +42,8 @@ NAMES: dict[str, tuple[str, int | None]] = {
     "lm_head": ("head", 0),
 }
 """Published module → the demo's name, and the dimension that is cut for several processes."""
+MTP = "multi-token-prediction modules have no place in the demo"
+FREQUENCIES = "the demo computes the rotary frequencies itself"
 MODULES = {"self_attn": "attn", "mlp": "ffn"}
 LEAVES = {
     "weight": "weight",
@@ -72,18 +75,28 @@ def target(published: str, layers: int) -> Target | None:
         UserError: The demo knows no such tensor.
     """
     words = published.removeprefix("model.").split(".")
-    if words[-1] == "inv_freq" or (words[0] == "layers" and int(words[1]) >= layers):
+    numbers = [word for before, word in zip(words, words[1:], strict=False) if before in ("layers", "experts")]
+    if words == ["layers"] or not all(number.isascii() and number.isdecimal() for number in numbers):
+        raise _no_place(published)
+    if words[-1] == "inv_freq" or (words[0] == "layers" and int(numbers[0]) >= layers):
         return None
+    routed = "experts" in words
     if len(words) < 2 or words[-2] not in NAMES or not _leaf_fits(words[-2], words[-1]):
-        raise UserError(
-            f"{published} has no place in DeepSeek's demo",
-            "it runs the families deepseek_v2, deepseek_v3 and deepseek_v32, and no parts added to them",
-            "convert the published checkpoint of one of these",
-        )
+        raise _no_place(published)
+    if routed and (len(words) < 4 or words[-4] != "experts"):
+        raise _no_place(published)
     module, dim = NAMES[words[-2]]
-    expert = int(words[-3]) if "experts" in words else None
+    expert = int(words[-3]) if routed else None
     inside = [MODULES.get(word, word) for word in words[:-2]]
     return Target(".".join([*inside, module, LEAVES[words[-1]]]), None if expert is not None else dim, expert)
+
+
+def _no_place(published: str) -> UserError:
+    return UserError(
+        f"{published} has no place in DeepSeek's demo",
+        "it runs the families deepseek_v2, deepseek_v3 and deepseek_v32, and no parts added to them",
+        "convert the published checkpoint of one of these",
+    )
 
 
 def _leaf_fits(module: str, leaf: str) -> bool:
@@ -92,8 +105,10 @@ def _leaf_fits(module: str, leaf: str) -> bool:
     return leaf in LEAVES and (leaf != "e_score_correction_bias" or module == "gate")
 
 
-def cut(whole: list[Job], checkpoint: Checkpoint, ranks: int, config: Mapping[str, Any]) -> tuple[list[list[Job]], int]:
-    """The jobs of each process, and how many tensors of MTP modules were dropped.
+def cut(
+    whole: list[Job], checkpoint: Checkpoint, ranks: int, config: Mapping[str, Any]
+) -> tuple[list[list[Job]], Counter[str]]:
+    """The jobs of each process, and how many tensors are left out, by reason.
 
     Args:
         whole: What would be done to the folder if it were not cut.
@@ -106,8 +121,10 @@ def cut(whole: list[Job], checkpoint: Checkpoint, ranks: int, config: Mapping[st
     """
     targets = [(job, target(job.source, config["num_hidden_layers"])) for job in whole]
     kept = [(job, place) for job, place in targets if place is not None]
+    for job, place in kept:
+        _check_place(job, place, config)
     _check_cut([(job, place.dim, _block(job, checkpoint)) for job, place in kept], config, ranks)
-    per_rank = (config.get("n_routed_experts") or ranks) // ranks
+    per_rank = (config["n_routed_experts"] or ranks) // ranks
     cut_jobs = [
         [
             _cut_job(job, place, rank, ranks)
@@ -116,7 +133,23 @@ def cut(whole: list[Job], checkpoint: Checkpoint, ranks: int, config: Mapping[st
         ]
         for rank in range(ranks)
     ]
-    return cut_jobs, len(targets) - len(kept)
+    left_out = Counter(FREQUENCIES if job.source.endswith("inv_freq") else MTP for job, place in targets if not place)
+    return cut_jobs, left_out
+
+
+def _check_place(job: Job, place: Target, config: Mapping[str, Any]) -> None:
+    experts = config["n_routed_experts"]
+    if place.expert is not None and place.expert >= experts:
+        problem = f"is of expert {place.expert}, config.json has {experts}"
+    elif place.dim is not None and len(job.weight.shape) != 2:
+        problem = f"is {list(job.weight.shape)}, not a matrix"
+    else:
+        return
+    raise UserError(
+        f"--to deepseek-demo: {job.source} {problem}",
+        "the demo could not place it",
+        "check that config.json and the weights belong together",
+    )
 
 
 def _cut_job(job: Job, place: Target, rank: int, ranks: int) -> Job:
@@ -153,7 +186,7 @@ def _check_cut(cuts: list[tuple[Job, int | None, tuple[int, int]]], config: Mapp
     """
     counts = {
         "attention heads": config["num_attention_heads"],
-        "experts": config.get("n_routed_experts") or 0,
+        "experts": config["n_routed_experts"],
         "tokens of the vocabulary": config["vocab_size"],
     }
     sides = {

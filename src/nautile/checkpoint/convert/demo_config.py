@@ -30,6 +30,7 @@ SIZES = {
     "v_head_dim": "v_head_dim",
 }
 INDEXER = ("index_n_heads", "index_head_dim", "index_topk")
+_SCALING = ("factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
 BIASED_WIDTH = 7168
 """The one hidden size at which the demo reads the routing bias; it tells V3 from V2 by it."""
 
@@ -47,10 +48,11 @@ def model_args(config: Mapping[str, Any], fp8: bool, scale_fmt: str | None) -> d
     """
     _check(config)
     args = {ours: config[theirs] for ours, theirs in SIZES.items()}
-    args["n_expert_groups"] = config.get("n_group") or 1
-    args["n_limited_groups"] = config.get("topk_group") or 1
+    grouped = _topk_method(config) != "greedy"  # which never looks at groups; the demo does whenever there are some
+    args["n_expert_groups"] = (config.get("n_group") or 1) if grouped else 1
+    args["n_limited_groups"] = (config.get("topk_group") or 1) if grouped else 1
     args["score_func"] = _scoring(config)
-    args["route_scale"] = float(config.get("routed_scaling_factor", 1.0))
+    args["route_scale"] = float(_or(config.get("routed_scaling_factor"), 1.0))
     args["q_lora_rank"] = config.get("q_lora_rank") or 0
     args |= _rope(config)
     if config["model_type"] == "deepseek_v32":
@@ -67,14 +69,42 @@ def _check(config: Mapping[str, Any]) -> None:
             "DeepSeek's demo runs " + ", ".join(FAMILIES),
             suggestion(str(family), FAMILIES, "families"),
         )
-    missing = [key for key in (*SIZES.values(), *(INDEXER if family == "deepseek_v32" else ())) if key not in config]
-    problem = f"config.json lacks {', '.join(missing)}" if missing else next(_fixed(config), None)
+    problem = next(_malformed(config), None)
+    if problem:
+        raise UserError(
+            f"--to deepseek-demo: {problem}",
+            f"{FILE} is written from config.json",
+            "copy the model's published config.json again, or correct the value",
+        )
+    problem = next(_fixed(config), None)
     if problem:
         raise UserError(
             f"--to deepseek-demo: {problem}",
             "the demo has no setting for it and would compute something else",
             "run the model with nautile or transformers instead",
         )
+
+
+def _malformed(config: Mapping[str, Any]) -> Iterator[str]:
+    """Fields that are missing or of another type than the demo's."""
+    sizes = (*SIZES.values(), *(INDEXER if config["model_type"] == "deepseek_v32" else ()))
+    missing = [key for key in sizes if config.get(key) is None]
+    if missing:
+        yield f"config.json lacks {', '.join(missing)}"
+    for key in (*sizes, "n_group", "topk_group", "q_lora_rank"):
+        if config.get(key) is not None and (type(config[key]) is not int or config[key] < 0):
+            yield f"{key} is {config[key]!r:.80}, not a number of something"
+    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    if not isinstance(scaling, Mapping):
+        yield f"rope_scaling is {scaling!r:.80}"
+        return
+    if "factor" in scaling and _scales_as_the_demo(scaling) and not scaling.get("original_max_position_embeddings"):
+        yield "rope_scaling lacks original_max_position_embeddings"
+    named = {key: config.get(key) for key in ("routed_scaling_factor", "rope_theta")}
+    named |= {key: scaling.get(key) for key in ("rope_theta", *_SCALING) if key in scaling}
+    for key, value in named.items():
+        if value is not None and type(value) not in (int, float):
+            yield f"{key} is {value!r:.80}, not a number"
 
 
 def _fixed(config: Mapping[str, Any]) -> Iterator[str]:
@@ -89,7 +119,7 @@ def _fixed(config: Mapping[str, Any]) -> Iterator[str]:
     if bool(config.get("norm_topk_prob", normalised)) != normalised:
         yield f"norm_topk_prob is {config['norm_topk_prob']} with scores by {_scoring(config)}"
     scaling = _scaling(config)
-    if scaling.get("type", scaling.get("rope_type", "default")) not in ("default", "yarn"):
+    if not _scales_as_the_demo(scaling):
         yield f"its rotary embedding is scaled by {scaling.get('type', scaling.get('rope_type'))}"
     if "factor" in scaling and (not scaling.get("mscale") or scaling["mscale"] != scaling.get("mscale_all_dim")):
         yield "mscale and mscale_all_dim of its rope_scaling are not the same number"
@@ -97,23 +127,29 @@ def _fixed(config: Mapping[str, Any]) -> Iterator[str]:
 
 def needs_bias_patch(config: Mapping[str, Any]) -> bool:
     """Whether the model has a routing bias that the demo, as published, would not read."""
-    return config.get("topk_method", "noaux_tc" if _scoring(config) == "sigmoid" else None) == "noaux_tc" and (
-        config["hidden_size"] != BIASED_WIDTH
-    )
+    return _topk_method(config) == "noaux_tc" and config["hidden_size"] != BIASED_WIDTH
+
+
+def _topk_method(config: Mapping[str, Any]) -> str:
+    return config.get("topk_method") or ("noaux_tc" if _scoring(config) == "sigmoid" else "greedy")
 
 
 def _scoring(config: Mapping[str, Any]) -> str:
-    return config.get("scoring_func", "softmax" if config.get("model_type") == "deepseek_v2" else "sigmoid")
+    return config.get("scoring_func") or ("softmax" if config["model_type"] == "deepseek_v2" else "sigmoid")
 
 
 def _scaling(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return config.get("rope_scaling") or config.get("rope_parameters") or {}
 
 
+def _scales_as_the_demo(scaling: Mapping[str, Any]) -> bool:
+    return scaling.get("type", scaling.get("rope_type", "default")) in ("default", "yarn")
+
+
 def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
     """Without YaRN the demo's formulas give plain rotary embeddings at factor 1."""
     scaling = _scaling(config)
-    args = {"rope_theta": float(config.get("rope_theta", scaling.get("rope_theta", 10000.0)))}
+    args = {"rope_theta": float(_or(config.get("rope_theta"), _or(scaling.get("rope_theta"), 10000.0)))}
     if "factor" not in scaling:
         return args | {"rope_factor": 1.0}
     return args | {
@@ -123,3 +159,7 @@ def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
         "beta_slow": scaling.get("beta_slow", 1),
         "mscale": scaling.get("mscale", 1.0),
     }
+
+
+def _or(value: float | None, default: float) -> float:
+    return default if value is None else value

@@ -103,14 +103,14 @@ def _demo_plan(checkpoint: Checkpoint, options: Options, config: dict[str, Any])
     if options.dtype is None and quantised:
         fmt = checkpoint.quantization
     args = demo_config.model_args(config, fmt is not None, fmt.scale_fmt if fmt else None)
-    ranks, dropped = demo.cut(whole, checkpoint, options.model_parallel, config)
+    ranks, left_out = demo.cut(whole, checkpoint, options.model_parallel, config)
     if not any(job.weight.name == "head.weight" for job in ranks[0]):
         raise UserError(f"{checkpoint.folder}: no lm_head.weight", "the demo reads one", "check the folder's weights")
     n = options.model_parallel
     shards = [Shard(f"model{rank}-mp{n}.safetensors", tuple(jobs)) for rank, jobs in enumerate(ranks)]
     notes = [f"{demo_config.FILE} is what the demo's generate.py takes as --config"]
-    if dropped:
-        notes.append(f"{dropped} tensors were dropped: multi-token-prediction modules have no place in the demo")
+    for reason, count in left_out.items():
+        notes.append(f"{count} {'tensor is' if count == 1 else 'tensors are'} left out: {reason}")
     if demo_config.needs_bias_patch(config):
         notes.append(
             f"the demo reads the routing bias (gate.bias) only at hidden size {demo_config.BIASED_WIDTH}; "
