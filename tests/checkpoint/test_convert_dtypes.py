@@ -1,6 +1,7 @@
 """Dtype conversions against arithmetic written out here, and the files beside the weights."""
 
 import json
+import os
 from dataclasses import replace
 
 import convert_cases as cases
@@ -147,6 +148,25 @@ def test_other_files_are_copied_and_other_weights_are_not(tmp_path):
         *("README.md", "modeling.py", "encoding/code.py"),
     }
     assert sorted(summary.left_out) == ["onnx/", "other.gguf"]
+
+
+def test_links_to_nowhere_and_pipes_are_left_out_and_listed(tmp_path):
+    source = cases.write(tmp_path / "src", cases.tensors(), cases.CONFIG)
+    (source / "README.md").symlink_to(tmp_path / "absent")
+    (source / "loop").symlink_to(source / "loop")
+    os.mkfifo(source / "pipe")
+    (source / "code").mkdir()
+    (source / "code" / "a.py").write_text("")
+    (source / "code" / "b.py").symlink_to(tmp_path / "absent")
+    summary = convert(source, tmp_path / "dst", BF16)
+    assert sorted(summary.left_out) == ["README.md", "code/b.py", "loop", "pipe"]
+    assert (tmp_path / "dst" / "code" / "a.py").exists()
+
+
+@pytest.mark.parametrize("options", [BF16, FP8, Options(None, to="deepseek-demo")])
+def test_a_file_without_tensors_is_refused(tmp_path, options):
+    with pytest.raises(UserError, match="no tensors"):
+        convert(cases.write(tmp_path / "src", {}, cases.CONFIG), tmp_path / "dst", options)
 
 
 def test_pickled_weights_become_safetensors_on_demand(tmp_path):

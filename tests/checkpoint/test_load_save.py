@@ -380,3 +380,9 @@ def test_a_report_is_short_unless_asked_for_all() -> None:
     assert not comparison.fits and Comparison().fits and Comparison().report() == ""
     assert comparison.report().splitlines()[-3:] == ["    … and 2 more", "  wrong shape:", "    a is [1], not [2]"]
     assert "    t6" in comparison.report(most=None)
+
+
+def test_experts_that_are_no_range_are_a_sentence(tmp_path: Path) -> None:
+    nautile.save(made(), tmp_path)
+    with pytest.raises(UserError, match=r"experts \[0, 1\] is no range"):
+        nautile.load(tmp_path, experts=[0, 1])

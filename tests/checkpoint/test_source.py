@@ -208,3 +208,58 @@ def test_a_cut_pickled_file(keep: int, tmp_path: Path) -> None:
     os.truncate(tmp_path / PICKLED.single, keep)
     with pytest.raises(UserError, match="damaged"):
         open_checkpoint(tmp_path, allow_pickle=True)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("new_format", [True, False])
+def test_flipped_bytes_of_a_pickled_file_are_a_sentence_or_another_number(new_format: bool, tmp_path: Path) -> None:
+    path = tmp_path / PICKLED.single
+    torch.save({"a": torch.ones(3), "b.c": torch.ones(2, 2).half()}, path, _use_new_zipfile_serialization=new_format)
+    whole = path.read_bytes()
+    refused = 0
+    for at in range(0, len(whole), 1 + len(whole) // 400):
+        for flip in (0xFF, 0x20):
+            path.write_bytes(whole[:at] + bytes([whole[at] ^ flip]) + whole[at + 1 :])
+            try:
+                open_checkpoint(tmp_path, allow_pickle=True).close()
+            except UserError:
+                refused += 1
+    assert refused > 50
+
+
+@pytest.mark.parametrize(
+    ("tensor", "said"),
+    [
+        (torch.eye(3).to_sparse(), "is a sparse tensor"),
+        (torch.eye(3).to_sparse_csr(), "is a sparse tensor"),
+        (torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8), "is a quantised tensor"),
+        (torch.ones(2, device="meta"), "it is a meta tensor"),
+        (torch.ones(2, dtype=torch.complex128), "has dtype complex128"),
+    ],
+)
+def test_odd_pickled_tensors_are_named(tensor: torch.Tensor, said: str, tmp_path: Path) -> None:
+    torch.save({"ok": torch.ones(1), "odd": tensor}, tmp_path / PICKLED.single)
+    with pytest.raises(UserError, match=rf"'odd' .*{said}"):
+        open_checkpoint(tmp_path, allow_pickle=True)
+
+
+def test_pickled_views_that_stand_for_other_bits_are_resolved(tmp_path: Path) -> None:
+    turned = torch.tensor([1 + 2j, 3 - 4j], dtype=torch.complex64).conj()
+    tensors = {
+        "conj": turned,
+        "neg": torch.tensor([1 + 2j, 3 - 4j]).conj().imag,
+        "grad": torch.nn.Parameter(torch.ones(2, 3).t()),
+    }
+    assert tensors["neg"].is_neg()
+    torch.save(tensors, tmp_path / PICKLED.single)
+    with open_checkpoint(tmp_path, allow_pickle=True) as checkpoint:
+        for name, tensor in tensors.items():
+            stored = checkpoint.stored(name)
+            assert torch.equal(stored, tensor) and stored.is_contiguous() and not stored.requires_grad
+            assert not stored.is_conj() and not stored.is_neg()
+
+
+def test_half_characters_in_pickled_names(tmp_path: Path) -> None:
+    torch.save({"a\udc00": torch.ones(1)}, tmp_path / PICKLED.single)
+    with pytest.raises(UserError, match=r"half of a character|damaged"):
+        open_checkpoint(tmp_path, allow_pickle=True)

@@ -46,6 +46,12 @@ def load_model(
         UserError: No such folder, type or device, an unknown family, or weights that do not fit config.json.
     """
     device = torch_device(device)
+    if experts is not None and not isinstance(experts, range):
+        raise UserError(
+            f"experts {experts!r:.80} is no range",
+            "a process holds neighbouring experts, so that tokens find them by their number",
+            "give a range, such as experts=range(0, 64)",
+        )
     folder = model_folder(path, allow_pickle)
     config = read_config(folder, overrides)
     dtype = torch_dtype(dtype, read_published(folder))

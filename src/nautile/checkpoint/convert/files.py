@@ -29,7 +29,7 @@ class Beside:
 
     copied: list[Path] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
-    """Files of other weight formats and large subfolders."""
+    """Files of other weight formats, large subfolders, and what is no file: dangling links, pipes, sockets."""
 
 
 def beside(folder: Path, used: set[str], only: tuple[str, ...] = ("*",)) -> Beside:
@@ -44,7 +44,9 @@ def beside(folder: Path, used: set[str], only: tuple[str, ...] = ("*",)) -> Besi
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or path.name in used or path.name == CONFIG:
             continue
-        if path.is_dir():
+        if not (path.is_dir() or path.is_file()):
+            found.left_out.append(path.name)
+        elif path.is_dir():
             if only == ("*",):
                 _sort_folder(folder, path, found)
         elif _is_weights(path.name):
@@ -56,11 +58,13 @@ def beside(folder: Path, used: set[str], only: tuple[str, ...] = ("*",)) -> Besi
 
 
 def _sort_folder(folder: Path, path: Path, found: Beside) -> None:
-    files = [file for file in sorted(path.rglob("*")) if file.is_file()]
+    inside = sorted(path.rglob("*"))
+    files = [file for file in inside if file.is_file()]
     if any(_is_weights(file.name) for file in files) or sum(f.stat().st_size for f in files) > SMALL_FOLDER:
         found.left_out.append(f"{path.name}/")
     else:
         found.copied += [file.relative_to(folder) for file in files]
+        found.left_out += [str(odd.relative_to(folder)) for odd in inside if not (odd.is_file() or odd.is_dir())]
 
 
 def _is_weights(name: str) -> bool:

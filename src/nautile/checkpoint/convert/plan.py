@@ -67,6 +67,12 @@ def make_plan(checkpoint: Checkpoint, options: Options) -> Plan:
     Raises:
         UserError: It cannot be done; nothing has been written.
     """
+    if not checkpoint.infos:
+        raise UserError(
+            f"{checkpoint.folder}: no tensors",
+            "its files of weights hold none",
+            "copy or download them again, or name another folder",
+        )
     config = read_config(checkpoint.folder)
     if options.to == "deepseek-demo":
         return _demo_plan(checkpoint, options, config)
