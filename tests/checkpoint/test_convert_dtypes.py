@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from nautile.checkpoint.convert import run
 from nautile.checkpoint.convert.options import Options
 from nautile.checkpoint.convert.run import convert
 from nautile.checkpoint.fp8 import SCALE
@@ -81,6 +82,22 @@ def test_chunks_do_not_show(tmp_path, monkeypatch):
     monkeypatch.setattr("nautile.checkpoint.convert.job.CHUNK", 160 * 7)
     convert(tmp_path / "fp8", tmp_path / "back", BF16, threads=3)
     assert cases.same(cases.read(tmp_path / "back"), dequantised(cases.quantised(weights)))
+
+
+def test_stacked_tensors_are_converted_in_rows_of_their_last_dimension(tmp_path, monkeypatch):
+    """A [24, 4096, 7168] tensor is held as little at a time as a matrix is."""
+    weights = {"stacked": torch.randn(3, 50, 20), "conv": torch.randn(4, 3, 5, 5), "none": torch.empty(2, 0, 3)}
+    source = cases.write(tmp_path / "src", weights, None)
+    monkeypatch.setattr("nautile.checkpoint.convert.job.CHUNK", 140)
+    largest, real = [], run.shards.make
+    monkeypatch.setattr(run.shards, "make", lambda *work: [largest.append(one.numel()) or one for one in real(*work)])
+    convert(source, tmp_path / "dst", BF16, threads=2)
+    assert cases.same(cases.read(tmp_path / "dst"), {name: weight.bfloat16() for name, weight in weights.items()})
+    assert max(largest) <= 140
+    torch.save(weights, tmp_path / "src" / "pytorch_model.bin")
+    (tmp_path / "src" / "model.safetensors").unlink()
+    convert(source, tmp_path / "again", replace(BF16, allow_pickle=True))
+    assert cases.same(cases.read(tmp_path / "again"), cases.read(tmp_path / "dst"))
 
 
 def test_a_float32_folder_becomes_bf16_except_for_the_routing_bias(tmp_path):

@@ -71,9 +71,10 @@ def test_we_read_what_the_library_writes(table, data, tmp_path_factory) -> None:
             found = reader.read(name)
             assert (found.dtype, found.shape, bits(found)) == (tensor.dtype, tensor.shape, bits(tensor))
             if tensor.dim():
-                start = data.draw(st.integers(0, len(tensor)))
-                stop = data.draw(st.integers(start, len(tensor)))
-                assert bits(reader.read_rows(name, start, stop)) == bits(tensor[start:stop])
+                rows = tensor.reshape(-1, tensor.shape[-1]) if tensor.dim() > 2 and tensor.numel() else tensor
+                start = data.draw(st.integers(0, reader.tensors[name].rows[0] if tensor.numel() else 0))
+                stop = data.draw(st.integers(start, len(rows) if tensor.numel() else 0))
+                assert bits(reader.read_rows(name, start, stop)) == bits(rows[start:stop])
 
 
 @pytest.mark.parametrize("scratch", [1, 20, 8 << 20])
@@ -85,15 +86,15 @@ def test_a_destination_of_another_dtype_or_layout_is_filled_in_portions(scratch,
         room = torch.full((7, 5, 6), torch.nan)
         assert torch.equal(reader.read("x", room[:, :, ::2]), source) and room[:, :, 1::2].isnan().all()
         assert torch.equal(reader.read("x", torch.empty(3, 7, 5, dtype=torch.float64).permute(1, 2, 0)), source)
-        half = torch.empty(2, 5, 3, dtype=torch.bfloat16)
-        assert reader.read_rows("x", 4, 6, half) is half and torch.equal(half, source[4:6].bfloat16())
+        half = torch.empty(2, 3, dtype=torch.bfloat16)
+        assert reader.read_rows("x", 4, 6, half) is half and torch.equal(half, source.flatten(0, 1)[4:6].bfloat16())
         assert reader.read("0d", torch.empty((), dtype=torch.float16)) == 2.5
         parameter = torch.nn.Parameter(torch.empty(7, 5, 3))
         assert reader.read("x", parameter) is parameter and torch.equal(parameter, source)
         with pytest.raises(ValueError, match=r"\[7, 5\]"):
             reader.read("x", torch.empty(7, 5))
-        with pytest.raises(IndexError, match="no rows 5:8"):
-            reader.read_rows("x", 5, 8)
+        with pytest.raises(IndexError, match="no rows 33:36"):
+            reader.read_rows("x", 33, 36)
 
 
 @pytest.mark.parametrize("scratch", [1, 20, 8 << 20])

@@ -56,6 +56,16 @@ class TensorInfo:
         """Bytes in the file."""
         return self.end - self.begin
 
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """The shape with all dimensions but the last as one, which counts the rows: stacked experts have many."""
+        return flat(self.shape)
+
+
+def flat(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """[D0, D1, ..., Dn] as [D0·D1·…, Dn]; vectors and matrices as they are."""
+    return shape if len(shape) <= 2 else (math.prod(shape[:-1]), shape[-1])
+
 
 @dataclass(frozen=True)
 class Header:

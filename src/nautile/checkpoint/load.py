@@ -92,7 +92,7 @@ def _jobs(needed: dict[str, Tensor], checkpoint: Checkpoint) -> list[_Job]:
         step = max(1, _JOB * rows // max(out.numel() * out.element_size(), 1))
         if checkpoint.quantization:  # whole blocks, so that no row of scales is expanded twice
             step = -(-step // checkpoint.quantization.block[0]) * checkpoint.quantization.block[0]
-        if step >= rows:
+        if step >= rows or out.dim() > 2:
             jobs.append(_Job(name, None, out))
         else:
             jobs += [_Job(name, slice(at, min(at + step, rows)), out[at : at + step]) for at in range(0, rows, step)]

@@ -73,8 +73,8 @@ class PickledReader:
         return self._copied(name, self._stored[name], out)
 
     def read_rows(self, name: str, start: int, stop: int, out: Tensor | None = None) -> Tensor:
-        """Rows ``start:stop`` of the tensor's first dimension, as stored or in `out`."""
-        return self._copied(name, self._stored[name][start:stop], out)
+        """Rows ``start:stop`` of the tensor (`TensorInfo.rows`), as stored or in `out`."""
+        return self._copied(name, self._stored[name].reshape(self.tensors[name].rows)[start:stop], out)
 
     def close(self) -> None:
         """Let go of the mapped file."""

@@ -4,6 +4,7 @@ The library of the same name maps files into memory, which costs a second copy o
 all tensors of a file at once when writing. Here the peak is the destination plus a few MiB.
 """
 
+import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -65,8 +66,8 @@ class ShardReader:
         return self._read(name, 0, shape[0] if shape else 1, shape, out)
 
     def read_rows(self, name: str, start: int, stop: int, out: Tensor | None = None) -> Tensor:
-        """Rows ``start:stop`` of the tensor's first dimension, as stored or in `out`."""
-        shape = self.tensors[name].shape
+        """Rows ``start:stop`` of the tensor (`TensorInfo.rows`), as stored or in `out`: [stop - start, row]."""
+        shape = self.tensors[name].rows
         if not shape or not 0 <= start <= stop <= shape[0]:
             raise IndexError(f"{name} {list(shape)} has no rows {start}:{stop}")
         return self._read(name, start, stop, (stop - start, *shape[1:]), out)
@@ -80,7 +81,7 @@ class ShardReader:
         if not out.numel():
             return out
         into = out.detach()
-        row_bytes = info.nbytes // (info.shape[0] if info.shape else 1)
+        row_bytes = math.prod(shape[1:]) * info.dtype.itemsize
         begin = self._data + info.begin + start * row_bytes
         if into.dtype == info.dtype and into.device.type == "cpu" and into.is_contiguous():
             self._fill(into, begin)
@@ -160,8 +161,8 @@ class ShardWriter:
         self._write(name, 0, tensor)
 
     def write_rows(self, name: str, start: int, rows: Tensor) -> None:
-        """Write rows of an announced tensor's first dimension, from row `start` on; every row comes once."""
-        shape = self.tensors[name].shape
+        """Write rows of an announced tensor (`TensorInfo.rows`), from row `start` on; every row comes once."""
+        shape = self.tensors[name].rows
         if not shape or tuple(rows.shape[1:]) != shape[1:] or not 0 <= start <= shape[0] - len(rows):
             raise ValueError(f"{name}: {list(rows.shape)} from row {start} is no part of the announced {list(shape)}")
         self._write(name, start, rows)
@@ -172,7 +173,7 @@ class ShardWriter:
             raise ValueError(f"{name}: {source.dtype} is not the announced {info}, or comes twice")
         if not source.numel():
             return
-        position = self._data + info.begin + start * (info.nbytes // (info.shape[0] if info.shape else 1))
+        position = self._data + info.begin + start * math.prod(info.rows[1:]) * info.dtype.itemsize
         with self._or_discard():
             if source.device.type == "cpu" and source.is_contiguous():
                 parts = [source]

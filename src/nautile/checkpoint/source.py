@@ -71,7 +71,7 @@ class Checkpoint:
         Args:
             name: A published weight.
             out: Filled with the weight, converted to its dtype and device, and returned.
-            rows: Rows of the weight, as ``slice(start, stop)``; None for all.
+            rows: Rows of the weight (`TensorInfo.rows`), as ``slice(start, stop)``; None for all.
 
         Raises:
             UserError: The weight is FP8 without scales that fit it, or one of its numbers would become infinity in

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from nautile.checkpoint.fp8 import Fp8Format, quantize, scale_shape
+from nautile.checkpoint.header import flat
 from nautile.checkpoint.source import Checkpoint
 
 CHUNK = 2 << 20
@@ -74,7 +75,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Piece:
-    """Rows ``start:stop`` of one output; a tensor without dimensions has the one row 0:1."""
+    """Rows ``start:stop`` (`header.flat`) of one output; a tensor without dimensions has the one row 0:1."""
 
     output: Output
     start: int
@@ -89,7 +90,7 @@ def quantising(source: str, weight: Output, scale_name: str, fmt: Fp8Format, par
 
 def chunks(job: Job) -> Iterator[tuple[Piece, ...]]:
     """The job's pieces in their order, one per output and chunk; chunks of FP8 begin with a block."""
-    shape = job.weight.shape
+    shape = flat(job.weight.shape)
     rows = shape[0] if shape else 1
     step = max(1, CHUNK // max(1, math.prod(shape[1:])))
     block = job.format.block[0] if job.format else 1
@@ -124,7 +125,7 @@ def _read(checkpoint: Checkpoint, job: Job, start: int, stop: int) -> Tensor:
         rows, shape = None, ()
     else:
         first = job.part.start if job.part is not None and job.part.dim == 0 else 0
-        rows, shape = slice(first + start, first + stop), (stop - start, *info.shape[1:])
+        rows, shape = slice(first + start, first + stop), (stop - start, *info.rows[1:])
     if job.cast is not Cast.FLOAT:
         return checkpoint.stored(job.source, rows=rows)
     return checkpoint.weight(job.source, torch.empty(shape, dtype=job.weight.dtype), rows)

@@ -25,6 +25,8 @@ from nautile.core.machine import cores
 SPARE = 64 << 20
 """Free bytes that a conversion leaves on the disk."""
 _MEGABYTE = 10**6
+_THREADS = 8
+"""At most, unless more are asked for: each holds some chunks, and writing waits for the disk."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ def convert(source: Path, destination: Path, options: Options, threads: int | No
         source: A folder as Hugging Face publishes them. It is never written to.
         destination: A folder that is empty or does not exist.
         options: What to do.
-        threads: That read and cast; None for one per core.
+        threads: That read and cast; None for one per core, at most 8.
 
     Raises:
         UserError: It cannot be done, and nothing has been written.
@@ -63,7 +65,10 @@ def convert(source: Path, destination: Path, options: Options, threads: int | No
     """
     begun = time.monotonic()
     place = Place(source, destination)
-    with open_checkpoint(source, options.allow_pickle) as checkpoint, _threads(threads or cores()) as pool:
+    with (
+        open_checkpoint(source, options.allow_pickle) as checkpoint,
+        _threads(threads or min(_THREADS, cores())) as pool,
+    ):
         plan = make_plan(checkpoint, options)
         with place.held():
             manifest = _manifest(place, Manifest.begin(checkpoint, options, plan))
