@@ -68,7 +68,11 @@ def use(backend: str) -> Iterator[None]:
 
 
 def implementation(op: str, example: torch.Tensor) -> Callable[..., Any]:
-    """The function that runs `op` for tensors like `example`."""
+    """The function that runs `op` for tensors like `example`; under torch.compile, which wants plain torch, its
+    reference.
+    """
+    if torch.compiler.is_compiling():
+        return _REFERENCE[op]
     return _function(op, example.device, example.dtype, forced_backend())
 
 
@@ -122,3 +126,7 @@ def _choose(op: str, device: torch.device, dtype: torch.dtype, forced: str | Non
 def _module(op: str, backend: str) -> ModuleType:
     topic, _ = TABLE[op]
     return import_module(f"nautile.ops.{backend}.{topic}")
+
+
+_REFERENCE = {op: getattr(_module(op, "reference"), op) for op in TABLE}
+"""Looked up by torch.compile, which traces neither imports nor context variables."""

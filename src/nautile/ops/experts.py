@@ -50,7 +50,8 @@ def grouped_swiglu(
         raise ValueError(
             f"grouped_swiglu: weights {list(weights_TK.shape)} must have the shape of experts {list(experts_TK.shape)}"
         )
-    if experts_TK.numel() and experts_TK.device.type == "cpu":  # elsewhere the check would wait for the device
+    # Elsewhere the check would wait for the device, and torch.compile would leave its graph for it.
+    if experts_TK.numel() and experts_TK.device.type == "cpu" and not torch.compiler.is_compiling():
         low, high = experts_TK.aminmax()
         if low < 0 or high >= E:
             raise ValueError(f"grouped_swiglu: experts must lie in [0, {E}), got {int(low)} to {int(high)}")

@@ -19,7 +19,6 @@ from nautile.core.context import CacheSpec, ForwardContext
 from nautile.layers.attention.indexer import Indexer
 from nautile.layers.attention.mla import MLA
 
-
 Source = tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]
 """What the indexer chooses from: hidden states and query latents of the queries, index keys of the rows, angles."""
 

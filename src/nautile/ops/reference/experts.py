@@ -15,12 +15,18 @@ def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
 def grouped_swiglu(
     x_TD: Tensor, gate_up_E2FD: Tensor, down_EDF: Tensor, experts_TK: Tensor, weights_TK: Tensor
 ) -> Tensor:
-    """Expert by expert: pick its tokens, run its SwiGLU, add the weighted result back."""
+    """Choices sorted by expert once, then each expert's SwiGLU on its rows, and the weighted results added back."""
     dtype = compute_dtype(x_TD)
-    y_TD = torch.zeros(x_TD.shape, dtype=accumulate_dtype(x_TD), device=x_TD.device)
-    for expert, (gate_up_2FD, down_DF) in enumerate(zip(gate_up_E2FD.to(dtype), down_EDF.to(dtype), strict=True)):
-        token, choice = (experts_TK == expert).nonzero(as_tuple=True)
-        gate, up = F.linear(x_TD[token].to(dtype), gate_up_2FD).chunk(2, dim=-1)
-        out = F.linear(F.silu(gate) * up, down_DF)
-        y_TD = y_TD.index_add(0, token, out.to(y_TD.dtype) * weights_TK[token, choice, None].to(y_TD.dtype))
-    return y_TD.to(dtype)
+    choice_X = experts_TK.flatten()
+    order_X = choice_X.argsort(stable=True)
+    token_X = order_X.div(experts_TK.shape[1], rounding_mode="floor")
+    counts = torch.bincount(choice_X, minlength=gate_up_E2FD.shape[0]).tolist()  # all that waits for a device
+    parts = []
+    for e, rows_ND in enumerate(x_TD.to(dtype)[token_X].split(counts)):
+        if len(rows_ND) or not len(x_TD):  # without any tokens all run, on none: weights have gradients, zeros
+            gate, up = F.linear(rows_ND, gate_up_E2FD[e].to(dtype)).chunk(2, dim=-1)
+            parts.append(F.linear(F.silu(gate) * up, down_EDF[e].to(dtype)))
+    wide = accumulate_dtype(x_TD)
+    out_XD = torch.cat(parts).to(wide) * weights_TK.flatten()[order_X, None].to(wide)
+    y_TD = torch.zeros(x_TD.shape, dtype=wide, device=x_TD.device)
+    return y_TD.index_add(0, token_X, out_XD).to(dtype)
