@@ -51,3 +51,10 @@ def test_softmax_factor_of_the_other_published_files() -> None:
     silent = replace(v2, mscale=1.0, mscale_all_dim=0.0)
     assert Rope(64, 1e4, silent).softmax_factor == 1.0
     assert Rope(64, 1e4, silent).amplitude == pytest.approx(0.1 * math.log(40) + 1)
+
+
+def test_frequencies_are_copied_once_per_device() -> None:
+    rope, meta = Rope(6, 100.0), torch.device("meta")
+    assert rope.frequencies_on(meta) is rope.frequencies_on(meta)
+    assert rope.cos_sin(torch.zeros(1, 2, dtype=torch.int64, device=meta))[0].device == meta
+    assert rope.frequencies_on(torch.device("cpu")) is rope.frequencies

@@ -71,6 +71,8 @@ class Rope:
 
     def __init__(self, dim: int, theta: float, scaling: RopeScaling | None = None) -> None:
         self.frequencies = frequencies(dim, theta, scaling)
+        self.on_device: dict[torch.device, Tensor] = {}
+        """Copies of the frequencies, one per device that asked, so that no layer copies them at every step."""
         self.amplitude = 1.0
         """Factor on cos and sin."""
         self.softmax_factor = 1.0
@@ -83,5 +85,14 @@ class Rope:
 
     def cos_sin(self, positions_BS: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin, float32 [B, S, R/2], at int64 positions [B, S]."""
-        angle_BSP = positions_BS[..., None].float() * self.frequencies.to(positions_BS.device)
+        angle_BSP = positions_BS[..., None].float() * self.frequencies_on(positions_BS.device)
         return angle_BSP.cos() * self.amplitude, angle_BSP.sin() * self.amplitude
+
+    def frequencies_on(self, device: torch.device) -> Tensor:
+        """The frequencies where the positions are."""
+        if device.type == "cpu" or torch.compiler.is_compiling():
+            return self.frequencies.to(device)
+        if device not in self.on_device:
+            with torch.inference_mode(False):  # whoever asks first, a backward may need them later
+                self.on_device[device] = self.frequencies.to(device)
+        return self.on_device[device]
