@@ -30,8 +30,12 @@ class _Uninitialized(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+@torch.inference_mode(False)
 def allocate(model: nn.Module, dtype: torch.dtype, device: str | torch.device = "cpu") -> None:
     """Replace a meta-device model's parameters and buffers by uninitialised ones. Tied parameters stay tied.
+
+    Also inside ``torch.inference_mode()`` they are ordinary tensors: readers in other threads may fill them, and the
+    model may be trained.
 
     Parameters become `dtype`, except those that a module names in its ``keep_float32`` (`float32_names`), which become
     float32. Buffers keep their dtype: correction biases are float32 always, since bfloat16 has steps of 0.03 where
