@@ -12,6 +12,7 @@ from pathlib import Path
 import convert_cases as cases
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from nautile.checkpoint import shard as shard_module
 from nautile.checkpoint.convert import run, shards
@@ -213,6 +214,76 @@ def test_killed_before_the_first_file_is_no_obstacle(tmp_path, source, monkeypat
             convert(source, tmp_path / "dst", BF16)
     assert (tmp_path / ".dst.partial").exists()
     convert(source, tmp_path / "dst", BF16)
+
+
+def test_killed_after_the_last_rename_is_finished_by_the_same_command(tmp_path, source, monkeypatch, capfd):
+    with monkeypatch.context() as patch:
+        patch.setattr(Place, "abandon", lambda place: None)
+        convert(source, tmp_path / "dst", BF16)
+    before = contents(tmp_path / "dst")
+    assert (tmp_path / ".dst.partial" / "manifest.json").exists()
+    with pytest.raises(UserError, match="not empty"):  # another wish
+        convert(source, tmp_path / "dst", Options("fp32"))
+    made = shards_made(monkeypatch)
+    summary = convert(source, tmp_path / "dst", BF16)
+    assert made == [] and summary.bytes_resumed == summary.bytes_out
+    assert "is finished" in capfd.readouterr().err
+    assert contents(tmp_path / "dst") == before and not (tmp_path / ".dst.partial").exists()
+    with pytest.raises(UserError, match="not empty"):
+        convert(source, tmp_path / "dst", BF16)
+
+
+def test_a_folder_that_lost_a_file_does_not_pass_for_finished(tmp_path, source, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Place, "abandon", lambda place: None)
+        convert(source, tmp_path / "dst", BF16)
+    next((tmp_path / "dst").glob("*.safetensors")).unlink()
+    with pytest.raises(UserError, match="not empty"):
+        convert(source, tmp_path / "dst", BF16)
+
+
+def test_what_else_lies_in_the_work_folder_does_not_get_into_the_result(tmp_path, source, monkeypatch):
+    convert(source, tmp_path / "whole", BF16)
+    interrupted(source, tmp_path / "dst", monkeypatch)
+    stale = tmp_path / ".dst.partial" / "files"
+    (stale / "old.safetensors").write_bytes(b"old")
+    (stale / "folder").mkdir()
+    (stale / "folder" / "old").write_bytes(b"old")
+    convert(source, tmp_path / "dst", BF16)
+    assert contents(tmp_path / "dst") == contents(tmp_path / "whole")
+
+
+def test_another_plan_starts_over(tmp_path, source, monkeypatch, capfd):
+    """As after an update of nautile that writes other files from the same source with the same options."""
+    interrupted(source, tmp_path / "dst", monkeypatch)
+    manifest = tmp_path / ".dst.partial" / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"plan": "another"}))
+    made = shards_made(monkeypatch)
+    convert(source, tmp_path / "dst", BF16)
+    assert len(made) == 4 and "would write other files" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("damage", ["shape", "scales"])
+def test_a_result_that_its_readers_would_refuse_gets_no_name(tmp_path, source, monkeypatch, damage):
+    """The last look, as readers will open it: at every header, and at scales beside their weights."""
+    real = run._write_beside
+
+    def damaged(place, plan, folder):
+        real(place, plan, folder)
+        file = sorted(place.files.glob("*.safetensors"))[0]
+        if damage == "shape":
+            weights = load_file(file)
+            name = min(name for name, weight in weights.items() if weight.numel() > 1)
+            save_file(weights | {name: weights[name].flatten()[:-1].clone()}, file)
+        else:
+            (place.files / "config.json").write_text("{}")
+
+    monkeypatch.setattr(run, "_write_beside", damaged)
+    plain = cases.write(tmp_path / "plain", cases.tensors(), cases.CONFIG)
+    options = BF16 if damage == "shape" else Options("fp8")
+    with pytest.raises(NautileError, match="it was right when written"):
+        convert(source if damage == "shape" else plain, tmp_path / "dst", options)
+    assert not (tmp_path / "dst").exists()
 
 
 def test_a_work_folder_that_is_not_ours_is_left_alone(tmp_path, source):

@@ -37,6 +37,15 @@ def test_convert_prints_what_it_did(folder, tmp_path, capsys):
     assert config["quantization_config"]["scale_fmt"] == "ue8m0"
 
 
+def test_a_run_is_converted_by_its_model(folder, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("")
+    folder.rename(tmp_path / "run" / "model")
+    assert main(["convert", str(tmp_path / "run"), str(tmp_path / "out"), "--dtype", "bf16"]) == 0
+    assert len(load_file(tmp_path / "out" / "model.safetensors")) == 2
+    assert not (tmp_path / "out" / "config.yaml").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "what"),
     [

@@ -26,7 +26,7 @@ class ConvertArgs:
     """What to convert, and into what."""
 
     source: tyro.conf.Positional[str]
-    """A model folder, or a Hugging Face Hub id."""
+    """A model folder, a run, or a Hugging Face Hub id."""
     destination: tyro.conf.Positional[str]
     """The folder to make. After an interruption, the same command goes on where it stopped."""
     dtype: Dtype | None = None
@@ -51,6 +51,8 @@ def main(argv: Sequence[str]) -> int:
     from nautile.checkpoint.hub import resolve
 
     source = resolve(args.source, allow_pickle=args.allow_pickle)
+    if not (source / "config.json").is_file() and (source / "model" / "config.json").is_file():
+        source = source / "model"
     print_summary(convert(source, Path(args.destination), options))
     return 0
 

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 from nautile.core.atomic import disk_errors, sync
 from nautile.core.errors import UserError
@@ -29,9 +30,11 @@ class Place:
 
     def __init__(self, source: Path, destination: Path) -> None:
         self.destination = destination.resolve()
-        _check(source.resolve(), self.destination)
         self.work = self.destination.with_name(f".{self.destination.name}.partial")
         self.files = self.work / "files"
+        self.renamed = (self.work / "manifest.json").is_file() and not self.files.exists() and _filled(self.destination)
+        """Whether a process seems to have been killed after `finish` gave the result its name."""
+        _check(source.resolve(), self.destination, self.renamed)
 
     @contextmanager
     def held(self) -> Generator[None]:
@@ -53,6 +56,10 @@ class Place:
         with _lock(self.work):
             yield
 
+    def refuse(self) -> NoReturn:
+        """Say that the destination is taken."""
+        raise _taken(self.destination)
+
     def clear(self) -> None:
         """Remove all finished files."""
         with disk_errors(self.work):
@@ -72,7 +79,19 @@ class Place:
         self.abandon()
 
 
-def _check(source: Path, destination: Path) -> None:
+def _filled(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.iterdir())
+
+
+def _taken(destination: Path) -> UserError:
+    return UserError(
+        f"{destination} exists and is not empty",
+        "a conversion does not mix its files with others",
+        "name a folder that does not exist yet, or remove this one",
+    )
+
+
+def _check(source: Path, destination: Path, renamed: bool) -> None:
     if destination == source or destination.is_relative_to(source):
         raise UserError(
             f"{destination} is {'the source' if destination == source else 'inside the source'}",
@@ -83,12 +102,8 @@ def _check(source: Path, destination: Path) -> None:
         return
     if not destination.is_dir():
         raise UserError(f"{destination} is a file", "the result is a folder", "name a folder that does not exist yet")
-    if any(destination.iterdir()):
-        raise UserError(
-            f"{destination} exists and is not empty",
-            "a conversion does not mix its files with others",
-            "name a folder that does not exist yet, or remove this one",
-        )
+    if _filled(destination) and not renamed:
+        raise _taken(destination)
     if destination.is_mount():
         raise UserError(
             f"{destination} is a mounted disk",

@@ -11,14 +11,15 @@ from pathlib import Path
 import torch
 
 from nautile.checkpoint.convert import shards
-from nautile.checkpoint.convert.manifest import Manifest, identity
+from nautile.checkpoint.convert.checks import check_source, check_whole
+from nautile.checkpoint.convert.manifest import Manifest
 from nautile.checkpoint.convert.options import Options
 from nautile.checkpoint.convert.place import Place
 from nautile.checkpoint.convert.plan import Plan, Shard, make_plan
-from nautile.checkpoint.shard import ShardReader, ShardWriter
+from nautile.checkpoint.shard import ShardWriter
 from nautile.checkpoint.source import Checkpoint, open_checkpoint
 from nautile.core.atomic import disk_errors, sync
-from nautile.core.errors import DiskFullError, NautileError
+from nautile.core.errors import DiskFullError
 from nautile.core.log import Progress, log, progress, warn
 from nautile.core.machine import cores
 
@@ -71,31 +72,53 @@ def convert(source: Path, destination: Path, options: Options, threads: int | No
     ):
         plan = make_plan(checkpoint, options)
         with place.held():
-            manifest = _manifest(place, Manifest.begin(checkpoint, options, plan))
-            done = _finished(place, manifest, plan, pool)
-            resumed = sum(shard.tensor_bytes for shard in plan.shards if shard.file in done)
-            try:
-                _check_room(place, checkpoint.folder, plan, done)
-                _write_shards(place, manifest, plan, done, checkpoint, pool)
-                _check_source(checkpoint, manifest)
-                _write_beside(place, plan, checkpoint.folder)
-                _check_whole(place, plan, options)
-            except BaseException:
-                if not manifest.done:
-                    place.abandon()
-                raise
-            place.finish()
+            wanted = Manifest.begin(checkpoint, options, plan)
+            if place.renamed:
+                done = _already_whole(place, wanted, plan)
+            else:
+                done = _work(place, wanted, plan, options, checkpoint, pool)
         return Summary(
             destination=place.destination,
             files=len(plan.shards),
             tensors=sum(1 for shard in plan.shards for _ in shard.outputs()),
             bytes_in=sum(info.nbytes for info in checkpoint.infos.values()),
             bytes_out=sum(shard.tensor_bytes for shard in plan.shards),
-            bytes_resumed=resumed,
+            bytes_resumed=sum(shard.tensor_bytes for shard in plan.shards if shard.file in done),
             seconds=time.monotonic() - begun,
             notes=plan.notes,
             left_out=plan.beside.left_out,
         )
+
+
+def _work(
+    place: Place, wanted: Manifest, plan: Plan, options: Options, checkpoint: Checkpoint, pool: shards.Threads
+) -> set[str]:
+    """Do what an earlier run has not done yet; the files that were there from it."""
+    manifest = _manifest(place, wanted)
+    done = _finished(place, manifest, plan, pool)
+    try:
+        _check_room(place, checkpoint.folder, plan, done)
+        _write_shards(place, manifest, plan, done, checkpoint, pool)
+        check_source(checkpoint, manifest)
+        _write_beside(place, plan, checkpoint.folder)
+        check_whole(place.files, plan, options)
+    except BaseException:
+        if not manifest.done:
+            place.abandon()
+        raise
+    place.finish()
+    return done
+
+
+def _already_whole(place: Place, wanted: Manifest, plan: Plan) -> set[str]:
+    """All files, where a run was killed after its result got its name; only its notes are removed."""
+    found, files = Manifest.read(place.work), {shard.file for shard in plan.shards}
+    here = {path.name for path in place.destination.iterdir()}
+    if found is None or wanted.difference(found) or not files == set(found.done) <= here:
+        place.refuse()
+    place.abandon()
+    log(f"{place.destination} is finished: an earlier run was stopped after its last step")
+    return files
 
 
 @contextmanager
@@ -205,15 +228,6 @@ def _meter(bar: Progress, total: int, start: int) -> Callable[[int], None]:
     return advance
 
 
-def _check_source(checkpoint: Checkpoint, manifest: Manifest) -> None:
-    if identity(checkpoint) != manifest.source:
-        raise NautileError(
-            f"{checkpoint.folder} has changed while it was read",
-            "the result would be of neither its old nor its new state",
-            "leave it as it is, and run the same command again",
-        )
-
-
 def _write_beside(place: Place, plan: Plan, source: Path) -> None:
     """The JSON files and the copies, flushed."""
     with disk_errors(place.files):
@@ -224,17 +238,3 @@ def _write_beside(place: Place, plan: Plan, source: Path) -> None:
             shutil.copyfile(source / path, place.files / path)
         for path in [*plan.texts, *plan.beside.copied]:
             sync(place.files / path)
-
-
-def _check_whole(place: Place, plan: Plan, options: Options) -> None:
-    """Open the result as its readers will, and compare every name, dtype and shape with the plan."""
-    for shard in plan.shards:
-        with ShardReader(place.files / shard.file) as reader:
-            problem = shards.misfit(shard, reader)
-        if problem:
-            raise NautileError(f"{place.files / shard.file}: {problem}", "it was right when written", "run it again")
-    if options.to == "huggingface":
-        with open_checkpoint(place.files) as written:
-            for name in written.weight_names():
-                problem = written.quantization_problem(name)
-                assert problem is None, problem
