@@ -85,6 +85,23 @@ def test_a_repository_without_safetensors_or_config(run, hub, absent):
     assert f"error: org/tiny@main has no {absent}" in told and "Traceback" not in told
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"model_type": "gpt_oss"}, "model_type 'gpt_oss' is not supported"),
+        ({"quantization_config": {"quant_method": "awq"}}, "quantised with awq"),
+    ],
+)
+def test_a_model_that_cannot_be_read_is_refused_before_its_weights_are_fetched(run, hub, change, said):
+    config = json.loads(hub.files["config.json"])
+    hub.files["config.json"] = json.dumps(config | change).encode()
+    done = run(LOAD, "org/tiny")
+    assert done.returncode and said in done.stderr
+    done = run(RUN, "convert", "org/tiny", "out", "--dtype", "bf16") if "awq" in said else done
+    assert done.returncode and said in done.stderr
+    assert not [name for name in hub.fetched() if name.endswith(".safetensors")]
+
+
 def with_header(data: bytes, change) -> bytes:
     """The file with the entries of its header changed."""
     length = int.from_bytes(data[:8], "little")

@@ -10,14 +10,12 @@ from typing import NoReturn
 
 from torch import Tensor
 
-from nautile.checkpoint.fp8 import read_quantization
 from nautile.checkpoint.header import TensorInfo, header_length, parse_header
 from nautile.checkpoint.hub import LISTING_TIMEOUT, Remote, download
 from nautile.checkpoint.hub_errors import told
 from nautile.checkpoint.index import SAFETENSORS, check_index, weight_map_of
-from nautile.checkpoint.source import Checkpoint, Reader, open_checkpoint
+from nautile.checkpoint.source import Checkpoint, Reader, open_checkpoint, quantization_of
 from nautile.core.errors import UserError
-from nautile.core.json_file import read_json_object
 from nautile.core.log import progress
 
 AT_ONCE = 8
@@ -66,7 +64,7 @@ def open_remote(remote: Remote, allow_pickle: bool = False) -> tuple[Path, Check
             "the model's family and shape are read from it",
             "name the repository of the model itself, in the Hugging Face format",
         )
-    quantization = read_quantization(read_json_object(config, "it says how the weights are stored"), str(config))
+    quantization = quantization_of(config)
     index = folder / SAFETENSORS.index
     weight_map = weight_map_of(index) if index.is_file() else {}
     files = sorted(set(weight_map.values())) or [SAFETENSORS.single]

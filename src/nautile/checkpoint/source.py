@@ -166,7 +166,7 @@ def open_checkpoint(folder: str | Path, allow_pickle: bool = False) -> Checkpoin
     """
     folder = Path(folder)
     files = weight_files(folder, allow_pickle)
-    quantization = _quantization(folder / "config.json")
+    quantization = quantization_of(folder / "config.json")
     open_file = ShardReader if files.kind is SAFETENSORS else PickledReader
     readers: list[Reader] = []
     try:
@@ -181,7 +181,12 @@ def open_checkpoint(folder: str | Path, allow_pickle: bool = False) -> Checkpoin
     return Checkpoint(folder, readers, quantization)
 
 
-def _quantization(config: Path) -> Fp8Format | None:
+def quantization_of(config: Path) -> Fp8Format | None:
+    """How the weights beside a config.json are quantised; None when they are not, or there is no such file.
+
+    Raises:
+        UserError: It is not a JSON object, or the quantisation is not supported.
+    """
     if not config.is_file():
         return None
     return read_quantization(read_json_object(config, "it says how the weights are stored"), str(config))

@@ -48,8 +48,11 @@ def main(argv: Sequence[str]) -> int:
     options = Options(args.dtype, args.scale_format, args.to, args.model_parallel, args.allow_pickle)
 
     from nautile.checkpoint.convert.run import convert
-    from nautile.checkpoint.hub import resolve
+    from nautile.checkpoint.hub import remote_name, resolve
+    from nautile.checkpoint.source import quantization_of
 
+    if remote_name(args.source) and not Path(args.source).exists():  # told before the weights are fetched
+        quantization_of(resolve(args.source, weights=False) / "config.json")
     source = resolve(args.source, allow_pickle=args.allow_pickle)
     if not (source / "config.json").is_file() and (source / "model" / "config.json").is_file():
         source = source / "model"

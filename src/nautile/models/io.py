@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from nautile.checkpoint.allocate import allocate, meta_device
-from nautile.checkpoint.hub import resolve
+from nautile.checkpoint.hub import remote_name, resolve
 from nautile.checkpoint.load import check_fit, fill
 from nautile.checkpoint.save import save_from
-from nautile.checkpoint.source import Checkpoint, open_checkpoint
+from nautile.checkpoint.source import Checkpoint, open_checkpoint, quantization_of
 from nautile.core.errors import UserError
 from nautile.core.log import warn
 from nautile.models.causal_lm import CausalLM
@@ -95,9 +95,16 @@ def _refuse_a_slice(model: CausalLM) -> None:
 def model_folder(path: str | Path, allow_pickle: bool = False) -> Path:
     """The local folder that holds config.json: `path` itself, `model/` in it, or where a Hub id was downloaded to.
 
+    Of a Hub id, config.json is fetched and read first: of a model that cannot be built, no weight is downloaded.
+
     Raises:
-        UserError: There is none, here or on the Hub.
+        UserError: There is none, here or on the Hub, or the Hub's is of another family or quantisation.
     """
+    if remote_name(path) and not Path(path).exists():  # told before 700 GB are fetched, not after
+        said = resolve(path, weights=False)
+        if (said / "config.json").is_file():
+            read_config(said)
+            quantization_of(said / "config.json")
     found = resolve(path, allow_pickle=allow_pickle)
     for folder in (found, found / "model"):
         if (folder / "config.json").is_file():
