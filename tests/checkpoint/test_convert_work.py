@@ -299,13 +299,10 @@ def test_two_at_once_are_refused(tmp_path, source):
     import fcntl
 
     (tmp_path / ".dst.partial").mkdir()
-    handle = os.open(tmp_path / ".dst.partial", os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    with (tmp_path / ".dst.partial" / ".lock").open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(UserError, match="another process"):
             convert(source, tmp_path / "dst", BF16)
-    finally:
-        os.close(handle)
 
 
 def test_threads_of_torch_are_as_before(tmp_path, source):

@@ -222,7 +222,7 @@ def test_progress_is_lines_where_no_bar_can_be_drawn(tmp_path, monkeypatch, caps
     whole.set()
     reporter.join()
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0].startswith("org/tiny: 0.0 KB of 4.0 KB") and lines[-1].startswith("org/tiny: 3.0 KB of 4.0 KB, ")
+    assert lines[0].startswith("org/tiny: 0 B of 4.0 KB") and lines[-1].startswith("org/tiny: 3.0 KB of 4.0 KB, ")
 
 
 @pytest.mark.parametrize(

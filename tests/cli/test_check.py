@@ -113,7 +113,7 @@ def test_an_fp8_folder_with_partial_blocks(capsys, tmp_path):
     folder = write(tmp_path / "fp8", NANO.to_hf() | {"quantization_config": fp8.to_hf()}, tensors)
     code, report = checked(capsys, folder)
     assert code == 0
-    assert report["quantization"]["quantised_weights"] == sum(name.endswith(SCALE) for name in tensors) > 50
+    assert report["quantised_weights"] == sum(name.endswith(SCALE) for name in tensors) > 50
     assert set(report["weights"]["dtypes"]) == {"float8_e4m3fn", "bfloat16", "float32"}
     assert check.main([str(folder)]) == 0
     assert "weights in FP8 blocks of 16 × 16, ue8m0 scales" in capsys.readouterr().out
@@ -224,7 +224,9 @@ def test_ids_that_end_documents(capsys, tmp_path):
 
 def test_unknown_families_and_methods_are_named(tmp_path):
     folder = write(tmp_path / "odd", NANO.to_hf() | {"model_type": "deepseek_v23"}, tensors_of(NANO))
-    with pytest.raises(UserError, match=r"model_type 'deepseek_v23' is not supported(?s:.*)nearest of them is deepseek_v"):
+    with pytest.raises(
+        UserError, match=r"model_type 'deepseek_v23' is not supported(?s:.*)nearest of them is deepseek_v"
+    ):
         check.main([str(folder)])
     quantised = NANO.to_hf() | {"quantization_config": {"quant_method": "awq"}}
     write(folder, quantised, tensors_of(NANO))

@@ -12,6 +12,7 @@ from typing import Any
 
 from nautile.core.errors import DiskFullError
 from nautile.core.log import PLAIN_EVERY, log
+from nautile.core.sizes import size_text
 
 
 @contextmanager
@@ -38,11 +39,11 @@ def announced(title: str, home: Path, commit: str, wanted: dict[str, int]) -> It
     needed, free = sum(wanted[name] for name in missing), _free(home)
     if needed > free:
         raise DiskFullError(
-            f"{title}: {len(missing)} files of {_size(needed)} are to be downloaded to {home.parent}",
-            f"that disk has {_size(free)} left; nothing has been downloaded",
+            f"{title}: {len(missing)} files of {size_text(needed)} are to be downloaded to {home.parent}",
+            f"that disk has {size_text(free)} left; nothing has been downloaded",
             "free some space, or set HF_HOME to a folder on a larger disk",
         )
-    log(f"{title}: downloading {len(missing)} of {len(wanted)} files, {_size(needed)}, to {home.parent}")
+    log(f"{title}: downloading {len(missing)} of {len(wanted)} files, {size_text(needed)}, to {home.parent}")
     with _gentle_interrupt(title, dropped), _lines(title, home / "blobs", needed):
         yield dropped
 
@@ -108,7 +109,7 @@ def _report(title: str, blobs: Path, needed: int, whole: threading.Event) -> Non
     while not whole.wait(PLAIN_EVERY):
         done = _bytes_in(blobs) - before
         rate = done / (time.monotonic() - started)
-        log(f"{title}: {_size(done)} of {_size(needed)}, {rate / 1e6:.1f} MB/s")
+        log(f"{title}: {size_text(done)} of {size_text(needed)}, {rate / 1e6:.1f} MB/s")
 
 
 def _bytes_in(folder: Path) -> int:
@@ -124,10 +125,3 @@ def _bytes_in(folder: Path) -> int:
 def _free(folder: Path) -> int:
     """Bytes free where `folder` lies or will lie."""
     return shutil.disk_usage(next(part for part in (folder, *folder.parents) if part.exists())).free
-
-
-def _size(count: int) -> str:
-    for unit, size in (("GB", 1e9), ("MB", 1e6)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count / 1e3:.1f} KB"

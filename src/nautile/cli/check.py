@@ -103,6 +103,7 @@ def _examine(name: str, folder: Path, promised: "DecoderConfig", checkpoint: "Ch
         "parameters": _parameters(config),
         "weights": _weights(checkpoint),
         "quantization": _quantization(checkpoint),
+        "quantised_weights": sum(checkpoint.is_scale(name) for name in checkpoint.infos),
         **_lists(comparison),
         "problems": problems,
         "notes": notes,
@@ -148,10 +149,8 @@ def _weights(checkpoint: "Checkpoint") -> dict[str, Any]:
 
 
 def _quantization(checkpoint: "Checkpoint") -> dict[str, Any] | None:
-    scales = sum(checkpoint.is_scale(name) for name in checkpoint.infos)
-    if checkpoint.quantization is None:
-        return None
-    return {**checkpoint.quantization.to_hf(), "quantised_weights": scales}
+    """What config.json says, in DeepSeek's spelling; None of plain weights."""
+    return checkpoint.quantization.to_hf() if checkpoint.quantization else None
 
 
 def _beside_the_weights(folder: Path, config: "DecoderConfig", checkpoint: "Checkpoint") -> tuple[list[str], list[str]]:

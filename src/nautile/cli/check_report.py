@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from nautile.core.sizes import size_text
+
 LISTS = {"missing": "missing", "unexpected": "unexpected", "wrong_shape": "wrong shape", "wrong_dtype": "wrong dtype"}
 SAMPLED = ("do_sample", "temperature", "top_p", "top_k")
 """Fields of generation_config.json that are worth a line."""
@@ -30,17 +32,18 @@ def _facts(report: dict[str, Any]) -> dict[str, str]:
     mtp = f", and {parameters['mtp_modules']:,} in MTP modules" if parameters["mtp_modules"] else ""
     weights_in = "1 file" if weights["files"] == 1 else f"{weights['files']:,} files"
     kinds = ", ".join(
-        f"{count['tensors']:,} {dtype} ({_size(count['bytes'])})" for dtype, count in weights["dtypes"].items()
+        f"{count['tensors']:,} {dtype} ({size_text(count['bytes'])})" for dtype, count in weights["dtypes"].items()
     )
     facts = {
         "family": f"{report['family']}, {report['layers']} layers of width {report['hidden_size']:,}",
         "parameters": f"{parameters['main_model']:,}, {parameters['active_per_token']:,} active per token{mtp}",
         "weights": f"{weights['tensors']:,} tensors in {weights_in}: {kinds}",
     }
-    if quantized := report["quantization"]:
+    quantized = report["quantization"]
+    if quantized and report["quantised_weights"]:
         rows, columns = quantized["weight_block_size"]
         scales = f", {quantized['scale_fmt']} scales" if "scale_fmt" in quantized else ""
-        facts["quantised"] = f"{quantized['quantised_weights']:,} weights in FP8 blocks of {rows} × {columns}{scales}"
+        facts["quantised"] = f"{report['quantised_weights']:,} weights in FP8 blocks of {rows} × {columns}{scales}"
     chosen = report["generation_config"]
     if chosen is None:
         facts["generation"] = "no generation_config.json: defaults are nautile's"
@@ -63,10 +66,3 @@ def _print_list(title: str, lines: list[str], most: int | None) -> None:
 
 def _few(names: list[str]) -> str:
     return f"{names[0]}, …" if len(names) > 1 else names[0]
-
-
-def _size(count: int) -> str:
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count} B"

@@ -11,6 +11,7 @@ import tyro
 from nautile.checkpoint.convert.options import Dtype, Form, Options, ScaleFormat
 from nautile.cli.flags import parse
 from nautile.core.log import log
+from nautile.core.sizes import size_text
 
 if TYPE_CHECKING:
     from nautile.checkpoint.convert.run import Summary
@@ -67,14 +68,14 @@ def print_summary(summary: "Summary") -> None:
     lines = [
         str(summary.destination),
         f"  {held}, read back from the disk and found right",
-        f"  {_size(summary.bytes_in)} in, {_size(summary.bytes_out)} out",
+        f"  {size_text(summary.bytes_in)} in, {size_text(summary.bytes_out)} out",
         f"  {summary.seconds:.1f} s, {new / summary.seconds / 1e6:.0f} MB/s written",
     ]
     if summary.bytes_resumed:
-        lines.append(f"  {_size(summary.bytes_resumed)} of it were there from an earlier run")
+        lines.append(f"  {size_text(summary.bytes_resumed)} of it were there from an earlier run")
     peak = _peak_bytes()
     if peak:
-        lines.append(f"  {_size(peak)} of memory at most")
+        lines.append(f"  {size_text(peak)} of memory at most")
     print("\n".join([*lines, *(f"  {note}" for note in summary.notes)]))
     if summary.left_out:
         log(f"not copied: {', '.join(summary.left_out)}")
@@ -82,10 +83,6 @@ def print_summary(summary: "Summary") -> None:
 
 def _count(count: int, what: str) -> str:
     return f"{count:,} {what}{'' if count == 1 else 's'}"
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"
 
 
 def _peak_bytes() -> int | None:

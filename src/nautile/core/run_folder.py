@@ -12,7 +12,6 @@ runs/NAME/
     .lock             held, in the sense of flock, by the process that trains; its presence means nothing
 """
 
-import errno
 import json
 import math
 import os
@@ -25,10 +24,8 @@ from typing import Any
 
 from nautile.core.atomic import atomic_folder, atomic_write_text, disk_errors
 from nautile.core.errors import DiskFullError, UserError
-from nautile.core.log import warn
+from nautile.core.folder_lock import locked_folder
 from nautile.core.nearest import suggestion
-
-_NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK}
 
 __all__ = ["JsonLines", "RunFolder", "atomic_folder", "atomic_write_text"]
 
@@ -123,27 +120,12 @@ class RunFolder:
             UserError: another process holds it.
             NautileError: the folder is not writable.
         """
-        if os.name != "posix":
-            yield
-            return
-        import fcntl
-
-        path = self.path / ".lock"
-        with disk_errors(path):
-            file = path.open("ab")  # network file systems lock only what is open for writing
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UserError(
-                    f"another process is training in {self.path}",
-                    "two would delete each other's checkpoints and mix their records",
-                    "wait until it ends or stop it, or choose another folder with --out",
-                ) from error
-            except OSError as error:
-                if error.errno not in _NO_LOCKS:
-                    raise
-                warn(f"{self.path}: {error.strerror}; nothing keeps a second process from training in this folder")
+        with locked_folder(
+            self.path,
+            f"another process is training in {self.path}",
+            "two would delete each other's checkpoints and mix their records",
+            "wait until it ends or stop it, or choose another folder with --out",
+        ):
             yield
 
     @contextmanager

@@ -6,7 +6,6 @@
 A process that was killed leaves it, and the same command goes on there.
 """
 
-import os
 import shutil
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from typing import NoReturn
 
 from nautile.core.atomic import disk_errors, sync
 from nautile.core.errors import UserError
+from nautile.core.folder_lock import locked_folder
 
 
 class Place:
@@ -53,7 +53,12 @@ class Place:
                 "the work is done there, and it would be emptied",
                 "remove it or choose another destination",
             )
-        with _lock(self.work):
+        with locked_folder(
+            self.work,
+            f"another process is writing {self.work}",
+            "two would mix their files",
+            "wait until it ends, or choose another destination",
+        ):
             yield
 
     def refuse(self) -> NoReturn:
@@ -110,26 +115,3 @@ def _check(source: Path, destination: Path, renamed: bool) -> None:
             "the finished folder is renamed, which its root cannot be",
             f"name a folder in it: {destination / 'model'}",
         )
-
-
-@contextmanager
-def _lock(folder: Path) -> Generator[None]:
-    """The kernel drops the lock when the process ends, however it ends. Windows has none."""
-    if os.name != "posix":
-        yield
-        return
-    import fcntl
-
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"another process is writing {folder}",
-                "two would mix their files",
-                "wait until it ends, or choose another destination",
-            ) from error
-        yield
-    finally:
-        os.close(handle)
