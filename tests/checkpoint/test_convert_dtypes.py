@@ -84,6 +84,17 @@ def test_chunks_do_not_show(tmp_path, monkeypatch):
     assert cases.same(cases.read(tmp_path / "back"), dequantised(cases.quantised(weights)))
 
 
+@pytest.mark.parametrize(("large", "norms"), [(torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)])
+def test_what_was_kept_wide_is_told_by_most_numbers_not_by_most_tensors(tmp_path, large, norms):
+    """Ten float32 norms beside one bfloat16 matrix were kept wide by the publisher; a float32 matrix is the folder."""
+    weights = {f"model.layers.{i}.input_layernorm.weight": torch.ones(9, dtype=norms) for i in range(10)}
+    weights["model.embed_tokens.weight"] = torch.ones(40, 9, dtype=large)
+    convert(cases.write(tmp_path / "src", weights, None), tmp_path / "dst", BF16)
+    written = cases.read(tmp_path / "dst")
+    assert written["model.embed_tokens.weight"].dtype == torch.bfloat16
+    assert {written[name].dtype for name in written if "norm" in name} == {norms}
+
+
 def test_stacked_tensors_are_converted_in_rows_of_their_last_dimension(tmp_path, monkeypatch):
     """A [24, 4096, 7168] tensor is held as little at a time as a matrix is."""
     weights = {"stacked": torch.randn(3, 50, 20), "conv": torch.randn(4, 3, 5, 5), "none": torch.empty(2, 0, 3)}

@@ -11,16 +11,20 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 import nautile
 import nautile.models.io
+from nautile.checkpoint import load as load_module
 from nautile.checkpoint import save as save_module
 from nautile.checkpoint.allocate import allocate, meta_device
-from nautile.checkpoint.compare import Comparison, compare
+from nautile.checkpoint.compare import Comparison, compare, targets
+from nautile.checkpoint.fp8 import Fp8Format, quantize
 from nautile.checkpoint.index import SAFETENSORS
 from nautile.checkpoint.layout import Layout
 from nautile.checkpoint.load import load_into
 from nautile.checkpoint.save import save_from
+from nautile.checkpoint.shard import ShardWriter
 from nautile.checkpoint.source import open_checkpoint
 from nautile.core.errors import DiskFullError, NautileError, UserError
 from nautile.models.deepseek_v3.checkpoint import layout
@@ -386,3 +390,64 @@ def test_experts_that_are_no_range_are_a_sentence(tmp_path: Path) -> None:
     nautile.save(made(), tmp_path)
     with pytest.raises(UserError, match=r"experts \[0, 1\] is no range"):
         nautile.load(tmp_path, experts=[0, 1])
+
+
+@pytest.mark.parametrize("fp8", [False, True])
+def test_portions_cover_every_row_once_and_none_is_larger_than_asked(tmp_path: Path, monkeypatch, fp8: bool) -> None:
+    model = torch.nn.ModuleDict({"q_proj": torch.nn.Linear(24, 100, bias=False), "norm": torch.nn.LayerNorm(7)})
+    if fp8:
+        weight, scales = quantize(torch.randn(100, 24), (16, 16))
+        held = {"q_proj.weight": weight, "q_proj.weight_scale_inv": scales}
+        config = {"quantization_config": Fp8Format((16, 16)).to_hf()}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+    else:
+        held = {"q_proj.weight": torch.randn(100, 24)}
+    save_file(held | {f"norm.{name}": torch.ones(7) for name in ("weight", "bias")}, tmp_path / SINGLE)
+    monkeypatch.setattr(load_module, "_JOB", 10 * 24 * 4)
+    with open_checkpoint(tmp_path) as checkpoint:
+        jobs = load_module._jobs(targets(model, Layout()), checkpoint)
+    rows = [job.rows for job in jobs if job.name == "q_proj.weight"]
+    step = 16 if fp8 else 10  # whole blocks, so that no row of scales is expanded twice
+    assert rows == [slice(at, min(at + step, 100)) for at in range(0, 100, step)]
+    assert [job.rows for job in jobs if "norm" in job.name] == [None, None]
+    assert sum(job.out.numel() for job in jobs) == 2414
+
+
+def test_a_failure_between_shards_leaves_the_earlier_model_and_nothing_else(tmp_path: Path, monkeypatch) -> None:
+    save_from(made(1), tmp_path, layout(V3_NANO), SMALL, config="old")
+    held = {name: (tmp_path / name).read_bytes() for name in names(tmp_path)}
+    for method in ("write", "finish", "close"):
+        count, real = 0, getattr(ShardWriter, method)
+
+        def failing(self, *arguments, real=real):
+            nonlocal count
+            count += 1
+            if count == 3:
+                raise KeyboardInterrupt
+            return real(self, *arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(ShardWriter, method, failing)
+            with pytest.raises(KeyboardInterrupt):
+                save_from(made(2), tmp_path, layout(V3_NANO), SMALL, config="new")
+        assert {name: (tmp_path / name).read_bytes() for name in names(tmp_path)} == held, method
+
+
+@pytest.mark.parametrize("size", [SMALL, 10**9])
+def test_a_failure_after_the_switch_keeps_the_new_weights_and_no_configuration(size, tmp_path, monkeypatch) -> None:
+    save_from(made(1), tmp_path, layout(V3_NANO), size, config="old")
+    real = Path.replace
+
+    def failing(self, target):
+        if self.name == ".config.json.partial":
+            raise OSError(5, os.strerror(5), str(self))
+        return real(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", failing)
+        with pytest.raises(NautileError, match="cannot write"):
+            save_from(made(2), tmp_path, layout(V3_NANO), size, config="new")
+    assert not (tmp_path / "config.json").exists() and same(read(tmp_path), made(2))
+    save_from(made(3), tmp_path, layout(V3_NANO), size, config="{}")
+    assert (tmp_path / "config.json").read_text() == "{}" and same(read(tmp_path), made(3))
+    assert not any("partial" in name for name in names(tmp_path))

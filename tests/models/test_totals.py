@@ -88,11 +88,12 @@ def test_every_preset_has_the_size_that_plan_says(name):
     assert total(parameters(shape(name))).total + mtp_parameters(shape(name)).total == numbers(name) - copied
 
 
-def test_the_largest_model_is_built_in_two_seconds():
+def test_the_largest_model_is_built_in_seconds():
+    """About one on an idle machine; minutes if its weights were initialised, or its 45k expert matrices modules."""
     started = time.monotonic()
     with torch.device("meta"):
         build_model(PRESETS["v3-671b"])
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 10
 
 
 def test_one_expert_more_would_be_noticed():
