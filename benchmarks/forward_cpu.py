@@ -8,6 +8,9 @@ of each product, differs from text to text). Transformers runs in every combinat
 expert implementations (eager, grouped_mm; its third, batched_mm, copies the weights of every token's experts, gigabytes
 here) and the fastest one counts, chosen anew for every shape. The ratio is the median over rounds of the paired ratios.
 
+`PREFILLS` adds reading one prompt into a cache, as generation begins: our `Batch` against transformers' forward with
+`use_cache`, in the setting that was fastest for 1024 tokens; both compute logits after the last position only.
+
 transformers has no DeepSeekMoE; there its Llama gets the mixture of its DeepSeek-V2 in place of the dense layers.
 `--compile` adds torch.compile of the fastest setting, which costs minutes. One JSON document on stdout.
 """
@@ -23,10 +26,12 @@ import time
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 SHAPES = ((1, 512), (1, 1024), (4, 256))
 """Batch and sequence of the prompts."""
+PREFILLS = {"deepseek_v3": 2048, "qwen2": 2048}
+"""Family → tokens of the prompt that is read into a cache."""
 COMMON = {
     "vocab_size": 8192,
     "hidden_size": 512,
@@ -71,7 +76,7 @@ def main() -> None:
     """Measure and print the comparison."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=5, help="alternations per shape")
+    parser.add_argument("--rounds", type=int, default=3, help="alternations per shape")
     parser.add_argument("--families", nargs="*", default=list(FAMILIES), choices=list(FAMILIES))
     parser.add_argument("--dtypes", nargs="*", default=DTYPES, choices=DTYPES)
     parser.add_argument("--compile", action="store_true", help="also torch.compile transformers' fastest setting")
@@ -93,6 +98,8 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
             rows[f"{family} {dtype}"] = row = worker(family, dtype, args)
             print(f"{family} {dtype}: {row.get('ratio', row)}", file=sys.stderr)
     ratios = {name: row["ratio"] for name, row in rows.items() if "ratio" in row}
+    for name, row in rows.items():
+        ratios |= {f"{name} prefill {shape}": found["ratio"] for shape, found in row.get("prefill", {}).items()}
     return {
         "benchmark": "forward_cpu",
         "commit": commit(),
@@ -128,7 +135,16 @@ def commit() -> str:
 # --- one family -----------------------------------------------------------------------------------------------------
 
 Forward = Callable[[Any], Any]
-"""Token ids [B, S] to logits [B, S, V]."""
+"""Token ids [B, S] to logits."""
+
+
+class Engine(NamedTuple):
+    """What is timed of one engine."""
+
+    forward: Forward
+    """Logits of all positions."""
+    prefill: Forward
+    """Logits after the last position, and everything in a new cache."""
 
 
 def measure(family: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -145,13 +161,20 @@ def measure(family: str, args: argparse.Namespace) -> dict[str, Any]:
         exact, ours = load_ours(folder, torch.float32), load_ours(folder, dtype)
         rivals = load_theirs(family, folder, dtype)
     tokens = Tokens()
+    prefill = {}
     with torch.inference_mode():
         off = check_logits({"exact": exact, "nautile": ours, **rivals}, tokens(1, 256), dtype)
         del exact
-        shapes = {f"{B}x{S}": meet(ours, rivals, B, S, tokens, args) for B, S in SHAPES}
+        forwards = {name: rival.forward for name, rival in rivals.items()}
+        shapes = {f"{B}x{S}": meet(ours.forward, forwards, B, S, tokens, args) for B, S in SHAPES}
+        if length := PREFILLS.get(family):
+            best = shapes["1x1024"]["best_rival"].removesuffix(" compile")
+            found = meet(ours.prefill, {best: rivals[best].prefill}, 1, length, tokens, args)
+            prefill = {"prefill": {f"1x{length}": found}}
     return {
         "logits_off_float32": off,
         "shapes": shapes,
+        **prefill,
         "ratio": round(statistics.geometric_mean(row["ratio"] for row in shapes.values()), 3),
     }
 
@@ -207,7 +230,7 @@ def seconds(forward: Forward, ids: Any) -> float:
     return time.perf_counter() - start
 
 
-def check_logits(engines: dict[str, Forward], ids: Any, dtype: Any) -> dict[str, float]:
+def check_logits(engines: dict[str, Engine], ids: Any, dtype: Any) -> dict[str, float]:
     """How far each engine's logits are from ours in float32, as norm of the difference over norm.
 
     In float32 no more than rounding. In bfloat16 a rounding turns a router's close decision now and then, in either
@@ -215,7 +238,7 @@ def check_logits(engines: dict[str, Forward], ids: Any, dtype: Any) -> dict[str,
     """
     import torch
 
-    logits = {name: forward(ids).double() for name, forward in engines.items()}
+    logits = {name: engine.forward(ids).double() for name, engine in engines.items()}
     exact = logits.pop("exact")
     off = {name: float(f"{(values - exact).norm() / exact.norm():.1e}") for name, values in logits.items()}
     mine, theirs = off["nautile"], [value for name, value in off.items() if name != "nautile"]
@@ -238,16 +261,21 @@ def write_model(family: str, folder: Path) -> None:
     nautile.save(model, folder)
 
 
-def load_ours(folder: str, dtype: Any) -> Forward:
+def load_ours(folder: str, dtype: Any) -> Engine:
     """Ours, with logits in the dtype of the weights, as transformers returns them; `model(tokens)` is float32."""
     import nautile
     from nautile.core.context import ForwardContext
+    from nautile.infer.batch import Batch
+    from nautile.infer.params import SamplingParams
 
     model = nautile.load(folder, dtype=dtype)
-    return lambda ids: model.lm_head(model.hidden(ForwardContext.for_tokens(ids)).hidden_BSD)
+    return Engine(
+        lambda ids: model.lm_head(model.hidden(ForwardContext.for_tokens(ids)).hidden_BSD),
+        lambda ids: Batch(model, ids.tolist(), [SamplingParams(temperature=0.0)] * len(ids)).step(),
+    )
 
 
-def load_theirs(family: str, folder: str, dtype: Any) -> dict[str, Forward]:
+def load_theirs(family: str, folder: str, dtype: Any) -> dict[str, Engine]:
     """transformers, once for every setting; the settings share their weights."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -259,20 +287,22 @@ def load_theirs(family: str, folder: str, dtype: Any) -> dict[str, Forward]:
         switch = model.config
     mixture = "n_routed_experts" in FAMILIES[family]
 
-    def setting(attention: str, experts: str | None) -> Forward:
-        def forward(ids: Any) -> Any:
+    def setting(attention: str, experts: str | None) -> Engine:
+        def forward(ids: Any, **how: Any) -> Any:
             model.set_attn_implementation(attention)
             if experts:
                 switch._experts_implementation = experts
-            return model(input_ids=ids, use_cache=False).logits
+            return model(input_ids=ids, **how).logits
 
-        return forward
+        return Engine(
+            lambda ids: forward(ids, use_cache=False), lambda ids: forward(ids, use_cache=True, logits_to_keep=1)
+        )
 
     names = [(attention, experts) for attention in ("sdpa", "eager") for experts in ("eager", "grouped_mm")]
     if not mixture:
         names = [("sdpa", None), ("eager", None)]
-    forwards = {f"transformers {a} attention" + (f", {e} experts" if e else ""): setting(a, e) for a, e in names}
-    return {name: forward for name, forward in forwards.items() if runs(forward, torch.zeros(1, 4).long(), name)}
+    engines = {f"transformers {a} attention" + (f", {e} experts" if e else ""): setting(a, e) for a, e in names}
+    return {name: engine for name, engine in engines.items() if runs(engine.forward, torch.zeros(1, 4).long(), name)}
 
 
 def runs(forward: Forward, ids: Any, name: str) -> bool:
