@@ -32,14 +32,13 @@ def latent_attention(
 ) -> Tensor:
     """All S × H × T scores at once, in float32 or better."""
     dtype, wide = compute_dtype(q_BSHC), accumulate_dtype(q_BSHC)
-    c_BTC, k_rope_BTR = without_unread(c_BTC, positions_BS).to(dtype), without_unread(k_rope_BTR, positions_BS)
+    k_BTX = without_unread(torch.cat([c_BTC.to(dtype), k_rope_BTR.to(dtype)], -1), positions_BS)
     with no_autocast(q_BSHC):
         q_BSHX = torch.cat([q_BSHC.to(dtype), q_rope_BSHR.to(dtype)], -1).to(wide) * scale
-        k_BTX = torch.cat([c_BTC, k_rope_BTR.to(dtype)], -1).to(wide)
-        scores_BSHT = torch.einsum("bshx,btx->bsht", q_BSHX, k_BTX)
-        hidden_BS1T = ~seen(positions_BS, c_BTC.shape[1])[:, :, None]
+        scores_BSHT = torch.einsum("bshx,btx->bsht", q_BSHX, k_BTX.to(wide))
+        hidden_BS1T = ~seen(positions_BS, k_BTX.shape[1])[:, :, None]
         p_BSHT = scores_BSHT.masked_fill(hidden_BS1T, float("-inf")).softmax(-1).to(dtype)
-        return torch.einsum("bsht,btc->bshc", p_BSHT, c_BTC)
+        return torch.einsum("bsht,btc->bshc", p_BSHT, k_BTX[..., : c_BTC.shape[-1]])
 
 
 def seen(positions_BS: Tensor, T: int) -> Tensor:
