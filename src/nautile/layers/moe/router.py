@@ -63,6 +63,12 @@ def select(
     return choice_TE.topk(k, dim=-1, sorted=False).indices
 
 
+def visits(experts_TK: Tensor, E: int) -> Tensor:
+    """int64 [E]: tokens that chose each expert. Not bincount, whose result has a length that a compiler cannot know."""
+    choices = experts_TK.flatten()
+    return choices.new_zeros(E).scatter_add_(0, choices, torch.ones_like(choices))
+
+
 class Router(nn.Module):
     """Gate of one MoE layer: hidden states in, `Routing` out.
 
@@ -112,6 +118,6 @@ class Router(nn.Module):
         return Routing(
             experts_TK=experts_TK,
             weights_TK=weights_TK * self.scaling_factor,
-            counts_E=torch.bincount(experts_TK.flatten(), minlength=E),
+            counts_E=visits(experts_TK, E),
             balance_loss=balance_loss,
         )
