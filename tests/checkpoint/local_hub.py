@@ -84,6 +84,9 @@ def _handler(hub: LocalHub) -> type[BaseHTTPRequestHandler]:
             if asked := self.headers.get("Range"):
                 first, _, last = asked.removeprefix("bytes=").partition("-")
                 start, stop = int(first), min(int(last) + 1 if last else whole, whole)
+                if start >= whole:
+                    self.send(416, b"", {"Content-Range": f"bytes */{whole}"})
+                    return
                 headers["Content-Range"] = f"bytes {start}-{stop - 1}/{whole}"
                 status, data = 206, data[start:stop]
             if body and name in hub.slow:

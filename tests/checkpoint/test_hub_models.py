@@ -133,6 +133,7 @@ SHARD = "not a whole safetensors file"
         (".safetensors", lambda data: with_header(data, lambda e: shift(e, 4)), " leaves a gap after "),
         (".safetensors", lambda data: with_header(data, grow), "its offsets are"),
         (".safetensors", lambda data: data[:8] + b"#" + data[9:], f"{SHARD} (its header is not JSON"),
+        (".safetensors", lambda data: b"", "the file has 0"),
         (".safetensors", lambda data: b"\xff" * 8 + data[8:], "promise a header of"),
         ("index.json", lambda data: b"{", "index.json:1: not JSON"),
         ("index.json", lambda data: b"{}", "it has no weight_map"),

@@ -124,6 +124,8 @@ def _fetch(remote: Remote, file: str, first: int, last: int) -> tuple[bytes, int
     url = hf_hub_url(remote.id, file, revision=remote.revision)
     headers = {**build_hf_headers(), "range": f"bytes={first}-{last}"}
     answer = get_session().get(url, headers=headers, timeout=LISTING_TIMEOUT)
+    if answer.status_code == 416:  # there is no first byte: the file is empty
+        return b"", 0
     hf_raise_for_status(answer)
     size = answer.headers.get("content-range", "").rpartition("/")[2]
     if answer.status_code != 206 or not size.isdecimal():  # a server without ranges sends all

@@ -63,16 +63,16 @@ class ShardReader:
             UserError: A number of the tensor would become infinity in `out`.
         """
         shape = self.tensors[name].shape
-        return self._read(name, 0, shape[0] if shape else 1, shape, out)
+        return self._read(name, 0, shape, out)
 
     def read_rows(self, name: str, start: int, stop: int, out: Tensor | None = None) -> Tensor:
         """Rows ``start:stop`` of the tensor (`TensorInfo.rows`), as stored or in `out`: [stop - start, row]."""
         shape = self.tensors[name].rows
         if not shape or not 0 <= start <= stop <= shape[0]:
             raise IndexError(f"{name} {list(shape)} has no rows {start}:{stop}")
-        return self._read(name, start, stop, (stop - start, *shape[1:]), out)
+        return self._read(name, start, (stop - start, *shape[1:]), out)
 
-    def _read(self, name: str, start: int, stop: int, shape: tuple[int, ...], out: Tensor | None) -> Tensor:
+    def _read(self, name: str, start: int, shape: tuple[int, ...], out: Tensor | None) -> Tensor:
         info = self.tensors[name]
         if out is None:
             out = torch.empty(shape, dtype=info.dtype)
