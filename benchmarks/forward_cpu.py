@@ -118,7 +118,7 @@ def worker(family: str, dtype: str, args: argparse.Namespace) -> dict[str, Any]:
     """What the process of one family reports."""
     command = [sys.executable, __file__, "--worker", family, "--dtypes", dtype]
     command += ["--threads", str(args.threads), "--rounds", str(args.rounds), *(["--compile"] if args.compile else [])]
-    # Threads that sleep at barriers: on a busy machine spinning ones wait for each other, and all lose alike.
+    # Threads spin briefly at barriers and then sleep, as the command line lets them: docs/log.md.
     env = {**os.environ, "OMP_NUM_THREADS": str(args.threads), "GOMP_SPINCOUNT": "10000"}
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=env)
     if done.returncode:
