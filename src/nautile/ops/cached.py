@@ -84,21 +84,26 @@ def latent_attention(
     Raises:
         ValueError: Shapes or dtypes do not fit together.
     """
+    check_latents("latent_attention", q_BSHC, q_rope_BSHR, c_BTC, k_rope_BTR)
+    _check_queries("latent_attention", q_BSHC, positions_BS)
+    run = implementation("latent_attention", q_BSHC)
+    return run(q_BSHC, q_rope_BSHR, c_BTC, k_rope_BTR, positions_BS, scale)
+
+
+def check_latents(op: str, q_BSHC: Tensor, q_rope_BSHR: Tensor, c_BTC: Tensor, k_rope_BTR: Tensor) -> None:
+    """Raise `ValueError`, in the name of `op`, if absorbed queries and latents do not fit together."""
     B, S, H, C = q_BSHC.shape if q_BSHC.dim() == 4 else (0, 0, 0, 0)
     T, R = k_rope_BTR.shape[1:] if k_rope_BTR.dim() == 3 else (0, 0)
     if q_BSHC.dim() != 4 or c_BTC.shape != (B, T, C):
         raise ValueError(
-            "latent_attention: q and c must be [B, S, H, C] and [B, T, C], got "
+            f"{op}: q and c must be [B, S, H, C] and [B, T, C], got "
             f"{list(q_BSHC.shape)} and {list(c_BTC.shape)} for k_rope {list(k_rope_BTR.shape)}"
         )
     if q_rope_BSHR.shape != (B, S, H, R) or k_rope_BTR.shape != (B, T, R):
         raise ValueError(
-            "latent_attention: q_rope and k_rope must be [B, S, H, R] and [B, T, R], got "
+            f"{op}: q_rope and k_rope must be [B, S, H, R] and [B, T, R], got "
             f"{list(q_rope_BSHR.shape)} and {list(k_rope_BTR.shape)}"
         )
-    _check_queries("latent_attention", q_BSHC, positions_BS)
-    run = implementation("latent_attention", q_BSHC)
-    return run(q_BSHC, q_rope_BSHR, c_BTC, k_rope_BTR, positions_BS, scale)
 
 
 def _check_queries(op: str, q_BSHQ: Tensor, positions_BS: Tensor) -> None:

@@ -6,6 +6,7 @@
 import torch
 from torch import Tensor
 
+from nautile.ops.cached import check_latents
 from nautile.ops.dispatch import implementation
 
 
@@ -33,19 +34,8 @@ def gathered_attention(
     Raises:
         ValueError: Shapes or dtypes do not fit together.
     """
-    B, S, H, C = q_BSHC.shape if q_BSHC.dim() == 4 else (0, 0, 0, 0)
-    T, R = k_rope_BTR.shape[1:] if k_rope_BTR.dim() == 3 else (0, 0)
-    if q_BSHC.dim() != 4 or c_BTC.shape != (B, T, C):
-        raise ValueError(
-            "gathered_attention: q and c must be [B, S, H, C] and [B, T, C], got "
-            f"{list(q_BSHC.shape)} and {list(c_BTC.shape)} for k_rope {list(k_rope_BTR.shape)}"
-        )
-    if q_rope_BSHR.shape != (B, S, H, R) or k_rope_BTR.shape != (B, T, R):
-        raise ValueError(
-            "gathered_attention: q_rope and k_rope must be [B, S, H, R] and [B, T, R], got "
-            f"{list(q_rope_BSHR.shape)} and {list(k_rope_BTR.shape)}"
-        )
-    if rows_BSK.dim() != 3 or rows_BSK.shape[:2] != (B, S) or rows_BSK.dtype != torch.int64:
+    check_latents("gathered_attention", q_BSHC, q_rope_BSHR, c_BTC, k_rope_BTR)
+    if rows_BSK.dim() != 3 or rows_BSK.shape[:2] != q_BSHC.shape[:2] or rows_BSK.dtype != torch.int64:
         raise ValueError(
             f"gathered_attention: rows must be int64 [B, S, K], got {rows_BSK.dtype} {list(rows_BSK.shape)} "
             f"for q {list(q_BSHC.shape)}"
