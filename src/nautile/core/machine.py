@@ -82,8 +82,13 @@ def free_disk_bytes(path: Path) -> int:
 
 def bf16_instructions() -> list[str]:
     """The instruction sets of this processor that multiply bfloat16 natively; without one, bf16 is emulated."""
-    flags = _cpuinfo("flags").split() + _cpuinfo("Features").split()
+    flags = cpu_features().split()
     return [name for name in ("amx_bf16", "avx512_bf16", "avx_ne_convert", "bf16") if name in flags]
+
+
+def cpu_features() -> str:
+    """The instruction sets of this processor, as the system names them, with spaces between."""
+    return _cpuinfo("flags") or _cpuinfo("Features") or platform.processor()
 
 
 def measure_gemm_peak(dtype: "torch.dtype | str" = "float32", seconds: float = 0.5) -> float:
