@@ -1,8 +1,9 @@
 """Which implementation of an op runs, and why: a table to read, not a registry to search.
 
 An implementation is a module ``ops/<backend>/<topic>.py`` with a function of the op's name and
-``why_not(device, dtype) -> str | None``. The first backend of the op's row without a reason wins.
-``NAUTILE_OPS=reference`` or ``with ops.use("reference")`` forces one.
+``why_not(device, dtype) -> str | None``; the package ``ops/<backend>`` has ``unavailable(device) -> str | None``, which
+is asked first. The first backend of the op's row without a reason wins. ``NAUTILE_OPS=reference`` or
+``with ops.use("reference")`` forces one, for the ops that have it in their row.
 """
 
 import os
@@ -37,7 +38,7 @@ TABLE: dict[str, tuple[str, tuple[str, ...]]] = {
     "gathered_attention": ("sparse_attention", ("cpu", "reference")),
     "selected_attention": ("sparse_attention", ("cpu", "reference")),
 }
-BACKENDS = ("cpu", "reference")
+BACKENDS = ("hopper", "triton", "cpu", "reference")
 
 _forced: ContextVar[str | None] = ContextVar("nautile_ops_backend", default=None)
 
@@ -55,7 +56,7 @@ class Choice:
 
 @contextmanager
 def use(backend: str) -> Iterator[None]:
-    """Run every op inside the block on `backend`.
+    """Run every op inside the block on `backend`; ops that do not have it in their row run as they would anyway.
 
     Raises:
         UserError: No backend of that name, or (when an op is called) it cannot run here.
@@ -79,6 +80,16 @@ def implementation(op: str, example: torch.Tensor) -> Callable[..., Any]:
 def choices(device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> list[Choice]:
     """One row per op: the backend that would run on `device` for `dtype`, and why faster ones would not."""
     return [_choose(op, torch.device(device), dtype, forced_backend()) for op in TABLE]
+
+
+def summary(device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> str:
+    """One line for a run's log: how many ops each backend serves there, and where to read why."""
+    served: dict[str, int] = {}
+    for choice in choices(device, dtype):
+        served[choice.backend] = served.get(choice.backend, 0) + 1
+    counts = ", ".join(f"{served[backend]} {backend}" for backend in BACKENDS if backend in served)
+    forced = forced_backend()
+    return f"kernels on {device}: {counts}" + (f" ({forced} is forced)" if forced else " (nautile ops says why)")
 
 
 def forced_backend() -> str | None:
@@ -108,10 +119,10 @@ def _choose(op: str, device: torch.device, dtype: torch.dtype, forced: str | Non
     _, backends = TABLE[op]
     passed_over: dict[str, str] = {}
     for backend in backends:
-        if forced and backend != forced:
+        if forced in backends and backend != forced:
             passed_over[backend] = f"{forced} is forced"
             continue
-        reason = _module(op, backend).why_not(device, dtype)
+        reason = _why_not(op, backend, device, dtype)
         if reason is None:
             return Choice(op, backend, passed_over)
         passed_over[backend] = reason
@@ -121,6 +132,12 @@ def _choose(op: str, device: torch.device, dtype: torch.dtype, forced: str | Non
         reasons,
         "unset NAUTILE_OPS, or move the tensors to a device and dtype that a backend accepts",
     )
+
+
+def _why_not(op: str, backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """The package is asked first: a backend that is not there at all need not be imported to say so."""
+    absent = import_module(f"nautile.ops.{backend}").unavailable(device)
+    return absent if absent is not None else _module(op, backend).why_not(device, dtype)
 
 
 def _module(op: str, backend: str) -> ModuleType:
