@@ -1,0 +1,130 @@
+"""Compiling at first use: kept, keyed by all that went in, atomic, and a reason where there is no compiler."""
+
+import ctypes
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nautile.core import jit
+
+SUM = """
+#include "scale.h"
+#include <cstdint>
+#include <omp.h>
+extern "C" int64_t threads(int64_t n) {
+  int64_t count = 0;
+#pragma omp parallel num_threads(n) reduction(+ : count)
+  count += 1;
+  return count;
+}
+extern "C" double scaled_sum(const float* x, int64_t n) {
+  double sum = 0;
+  for (int64_t i = 0; i < n; i++) sum += x[i];
+  return sum * SCALE * FACTOR;
+}
+"""
+needs_cxx = pytest.mark.skipif(jit.why_no_cxx() is not None, reason=str(jit.why_no_cxx()))
+needs_nvcc = pytest.mark.skipif(jit.why_no_nvcc() is not None, reason=str(jit.why_no_nvcc()))
+
+
+@pytest.fixture(autouse=True)
+def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("NAUTILE_CACHE", str(tmp_path / "cache"))
+    forget()
+    yield
+    forget()
+
+
+def forget() -> None:
+    for cached in (jit.why_no_cxx, jit.why_no_nvcc, jit._cxx, jit._nvcc, jit._load, jit._version):
+        cached.cache_clear()
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    (tmp_path / "scale.h").write_text("#define SCALE 2\n")
+    (tmp_path / "sum.cpp").write_text(SUM)
+    return tmp_path / "sum.cpp"
+
+
+def load(source: Path, factor: int = 1) -> ctypes.CDLL:
+    library = jit.load_cxx(source, source.with_name("scale.h"), flags=(f"-DFACTOR={factor}",))
+    library.scaled_sum.restype = ctypes.c_double
+    return library
+
+
+def total(library: ctypes.CDLL) -> float:
+    return library.scaled_sum((ctypes.c_float * 3)(1, 2, 3), ctypes.c_int64(3))
+
+
+@needs_cxx
+def test_compiles_once_and_again_when_source_header_or_flag_changes(source: Path, tmp_path: Path) -> None:
+    made = tmp_path / "cache" / "jit"
+    assert total(load(source)) == 12
+    forget()
+    assert total(load(source)) == 12
+    assert len(list(made.iterdir())) == 1
+    assert total(load(source, factor=5)) == 60
+    source.with_name("scale.h").write_text("#define SCALE 3\n")
+    forget()
+    assert total(load(source)) == 18
+    assert len(list(made.iterdir())) == 3, "nothing half made is left"
+
+
+@needs_cxx
+def test_threads_are_those_of_torch(source: Path) -> None:
+    library = load(source)
+    assert library.threads(ctypes.c_int64(2)) == 2
+    loaded = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "libgomp" in line}
+    assert len(loaded) == 1, "two OpenMP libraries would compete for the cores"
+
+
+@needs_cxx
+def test_processes_that_compile_at_once_end_with_one_library(source: Path, tmp_path: Path) -> None:
+    program = (
+        "from pathlib import Path; from nautile.core import jit\n"
+        f"print(jit.load_cxx(Path({str(source)!r}), Path({str(source.with_name('scale.h'))!r}), flags=('-DFACTOR=1',))"
+        ".threads(1))"
+    )
+    started = [
+        subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, env=os.environ.copy())
+        for _ in range(3)
+    ]
+    assert [process.communicate()[0] for process in started] == [b"1\n"] * 3
+    assert len(list((tmp_path / "cache" / "jit").iterdir())) == 1
+
+
+@needs_cxx
+def test_a_refused_source_says_what_the_compiler_minds(tmp_path: Path) -> None:
+    (tmp_path / "bad.cpp").write_text("int f() { return unheard_of; }")
+    with pytest.raises(jit.CompileError, match=r"bad\.cpp(.|\n)*unheard_of"):
+        jit.load_cxx(tmp_path / "bad.cpp")
+    assert not list((tmp_path / "cache" / "jit").iterdir())
+
+
+def test_no_compiler_is_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for name in ("CXX", "CUDA_HOME", "CUDA_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(jit.shutil, "which", lambda name: None)
+    assert "install g++" in (jit.why_no_cxx() or "")
+    assert "nvcc not found" in (jit.why_no_nvcc() or "")
+    with pytest.raises(jit.CompileError, match="no C\\+\\+ compiler"):
+        load(source)
+    with pytest.raises(jit.CompileError, match="nvcc not found"):
+        jit.compile_cuda(source)
+
+
+@needs_nvcc
+def test_cuda_becomes_a_cubin_per_set_of_macros(tmp_path: Path) -> None:
+    source = tmp_path / "fill.cu"
+    source.write_text('extern "C" __global__ void fill(float* x) { x[threadIdx.x] = VALUE; }')
+    first = jit.compile_cuda(source, defines={"VALUE": 1})
+    second = jit.compile_cuda(source, defines={"VALUE": 2})
+    assert first != second
+    assert first.read_bytes()[:4] == b"\x7fELF"
+    assert jit.compile_cuda(source, defines={"VALUE": 1}) == first
