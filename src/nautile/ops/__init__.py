@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from nautile.ops.cross_entropy import linear_cross_entropy
     from nautile.ops.dispatch import choices, use
     from nautile.ops.experts import grouped_swiglu
+    from nautile.ops.fp8_products import fp8_gemm, grouped_fp8_gemm, k_grouped_fp8_gemm, masked_fp8_gemm
     from nautile.ops.indexer import index_scores, top_rows
     from nautile.ops.norm import rms_norm
     from nautile.ops.projection import gated_linear, linear
@@ -23,13 +24,17 @@ _HOME = {
     "cached_attention": "cached",
     "causal_attention": "attention",
     "choices": "dispatch",
+    "fp8_gemm": "fp8_products",
     "gated_linear": "projection",
     "gathered_attention": "sparse_attention",
+    "grouped_fp8_gemm": "fp8_products",
     "grouped_swiglu": "experts",
     "index_scores": "indexer",
+    "k_grouped_fp8_gemm": "fp8_products",
     "latent_attention": "cached",
     "linear": "projection",
     "linear_cross_entropy": "cross_entropy",
+    "masked_fp8_gemm": "fp8_products",
     "rms_norm": "norm",
     "rotate_half_split": "rotary",
     "rotate_interleaved": "rotary",
@@ -43,13 +48,17 @@ __all__ = [
     "cached_attention",
     "causal_attention",
     "choices",
+    "fp8_gemm",
     "gated_linear",
     "gathered_attention",
+    "grouped_fp8_gemm",
     "grouped_swiglu",
     "index_scores",
+    "k_grouped_fp8_gemm",
     "latent_attention",
     "linear",
     "linear_cross_entropy",
+    "masked_fp8_gemm",
     "rms_norm",
     "rotate_half_split",
     "rotate_interleaved",

@@ -37,6 +37,10 @@ TABLE: dict[str, tuple[str, tuple[str, ...]]] = {
     "top_rows": ("indexer", ("cpu", "reference")),
     "gathered_attention": ("sparse_attention", ("cpu", "reference")),
     "selected_attention": ("sparse_attention", ("cpu", "reference")),
+    "fp8_gemm": ("fp8_products", ("reference",)),
+    "grouped_fp8_gemm": ("fp8_products", ("reference",)),
+    "masked_fp8_gemm": ("fp8_products", ("reference",)),
+    "k_grouped_fp8_gemm": ("fp8_products", ("reference",)),
 }
 BACKENDS = ("hopper", "triton", "cpu", "reference")
 
