@@ -2,9 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 
+import pytest
 import torch
 from torch import Tensor
+
+from nautile.ops.dispatch import TABLE
 
 
 @dataclass(frozen=True)
@@ -16,6 +20,13 @@ class Case:
 
     def __str__(self) -> str:
         return f"{self.op}-{self.name}"
+
+
+def skip_unless_it_takes(op: str, backend: str, dtype: torch.dtype) -> None:
+    """Kernels for a GPU refuse float64, which is there to judge the rest."""
+    reason = import_module(f"nautile.ops.{backend}.{TABLE[op][0]}").why_not(torch.device("cpu"), dtype)
+    if reason is not None:
+        pytest.skip(f"{op}, {backend}: {reason}")
 
 
 def normal(generator: torch.Generator, *shape: int) -> Tensor:
