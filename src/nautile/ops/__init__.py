@@ -14,11 +14,14 @@ if TYPE_CHECKING:
     from nautile.ops.dispatch import choices, use
     from nautile.ops.experts import grouped_swiglu
     from nautile.ops.fp8_products import fp8_gemm, grouped_fp8_gemm, k_grouped_fp8_gemm, masked_fp8_gemm
+    from nautile.ops.index_logits import mqa_logits, paged_mqa_logits
     from nautile.ops.indexer import index_scores, top_rows
     from nautile.ops.norm import rms_norm
     from nautile.ops.projection import gated_linear, linear
+    from nautile.ops.quantization import quantize_fp8
     from nautile.ops.rotary import rotate_half_split, rotate_interleaved
     from nautile.ops.sparse_attention import gathered_attention, selected_attention
+    from nautile.ops.sparse_prefill import sparse_mla_prefill
 
 _HOME = {
     "cached_attention": "cached",
@@ -35,10 +38,14 @@ _HOME = {
     "linear": "projection",
     "linear_cross_entropy": "cross_entropy",
     "masked_fp8_gemm": "fp8_products",
+    "mqa_logits": "index_logits",
+    "paged_mqa_logits": "index_logits",
+    "quantize_fp8": "quantization",
     "rms_norm": "norm",
     "rotate_half_split": "rotary",
     "rotate_interleaved": "rotary",
     "selected_attention": "sparse_attention",
+    "sparse_mla_prefill": "sparse_prefill",
     "swiglu": "activation",
     "top_rows": "indexer",
     "use": "dispatch",
@@ -59,10 +66,14 @@ __all__ = [
     "linear",
     "linear_cross_entropy",
     "masked_fp8_gemm",
+    "mqa_logits",
+    "paged_mqa_logits",
+    "quantize_fp8",
     "rms_norm",
     "rotate_half_split",
     "rotate_interleaved",
     "selected_attention",
+    "sparse_mla_prefill",
     "swiglu",
     "top_rows",
     "use",

@@ -35,13 +35,19 @@ TABLE: dict[str, tuple[str, tuple[str, ...]]] = {
     "linear_cross_entropy": ("cross_entropy", ("cpu", "reference")),
     "index_scores": ("indexer", ("cpu", "reference")),
     "top_rows": ("indexer", ("cpu", "reference")),
+    "paged_mqa_logits": ("index_logits", ("triton", "reference")),
+    "mqa_logits": ("index_logits", ("triton", "reference")),
     "gathered_attention": ("sparse_attention", ("cpu", "reference")),
     "selected_attention": ("sparse_attention", ("cpu", "reference")),
+    "sparse_mla_prefill": ("sparse_prefill", ("reference",)),
     "fp8_gemm": ("fp8_products", ("reference",)),
     "grouped_fp8_gemm": ("fp8_products", ("reference",)),
     "masked_fp8_gemm": ("fp8_products", ("reference",)),
     "k_grouped_fp8_gemm": ("fp8_products", ("reference",)),
+    "quantize_fp8": ("quantization", ("reference",)),
 }
+ON_FP8: frozenset[str] = frozenset()
+"""Ops whose deciding operand is float8_e4m3fn."""
 BACKENDS = ("hopper", "triton", "cpu", "reference")
 
 _forced: ContextVar[str | None] = ContextVar("nautile_ops_backend", default=None)
@@ -81,9 +87,18 @@ def implementation(op: str, example: torch.Tensor) -> Callable[..., Any]:
     return _function(op, example.device, example.dtype, forced_backend())
 
 
+def backend_for(op: str, example: torch.Tensor) -> str:
+    """Name of the backend that runs `op` for tensors like `example`."""
+    return _choose(op, example.device, example.dtype, forced_backend()).backend
+
+
 def choices(device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> list[Choice]:
-    """One row per op: the backend that would run on `device` for `dtype`, and why faster ones would not."""
-    return [_choose(op, torch.device(device), dtype, forced_backend()) for op in TABLE]
+    """One row per op: the backend that would run on `device` for `dtype`, and why faster ones would not.
+
+    Ops of `ON_FP8` are asked for float8_e4m3fn.
+    """
+    place, forced = torch.device(device), forced_backend()
+    return [_choose(op, place, torch.float8_e4m3fn if op in ON_FP8 else dtype, forced) for op in TABLE]
 
 
 def summary(device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> str:
