@@ -1,0 +1,156 @@
+"""sparse_mla_prefill: each backend against naive float64 loops, backward against the dense masked formula."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from ops_cases import normal, skip_unless_it_takes
+from torch import Tensor
+
+from nautile import ops
+from nautile.ops.dispatch import TABLE
+
+BACKENDS = TABLE["sparse_mla_prefill"][1]
+TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5}
+WILD = (-(2**31), -123456, -2, -1, 2**31 - 1)
+INF = float("inf")
+
+
+@dataclass(frozen=True)
+class Shape:
+    S: int
+    T: int
+    H: int
+    V: int
+    R: int
+    K: int
+    sink: bool = False
+    lengths: bool = False
+    long_rows: bool = False
+
+
+SHAPES = {
+    "odd": Shape(5, 11, 3, 6, 3, 7),
+    "sink": Shape(4, 9, 3, 5, 2, 6, sink=True),
+    "lengths": Shape(7, 9, 2, 8, 4, 5, lengths=True),
+    "all of it": Shape(5, 40, 17, 16, 8, 37, sink=True, lengths=True, long_rows=True),
+    "more places than rows": Shape(3, 4, 2, 4, 2, 21),
+    "no rotated part": Shape(3, 9, 2, 8, 0, 5, sink=True),
+    "one query, head and row": Shape(1, 1, 1, 4, 2, 1),
+    "no row at all": Shape(3, 0, 2, 4, 2, 3, sink=True),
+    "no place": Shape(3, 5, 2, 4, 2, 0),
+    "no query": Shape(0, 5, 2, 4, 2, 3, sink=True),
+}
+
+
+def arguments(shape: Shape, seed: int = 0) -> tuple:
+    """q, kv, rows, scale, v_dim, sink, lengths. The last query has only wild rows; rows 2 and T − 1 are NaN and unused."""
+    g = torch.Generator().manual_seed(seed)
+    S, T, K = shape.S, shape.T, shape.K
+    q, kv = normal(g, S, shape.H, shape.V + shape.R), normal(g, T, shape.V + shape.R)
+    named = [t for t in range(T) if T < 4 or t not in (2, T - 1)]
+    choice = (torch.rand(S, max(K, len(named)), generator=g)).argsort(-1)[:, :K]
+    pool = torch.tensor(named + [WILD[i % len(WILD)] for i in range(max(K, len(named)) - len(named))] + [T] * (K == 0))
+    rows = pool[choice]
+    if S > 1 and K:
+        rows[-1] = torch.tensor([*WILD, T])[torch.randint(0, 6, (K,), generator=g)]
+    if T >= 4:
+        kv[[2, T - 1]] = float("nan")
+    lengths = None
+    if shape.lengths:
+        lengths = torch.randint(0, K + 1, (S,), generator=g, dtype=torch.int32)
+        lengths[0], lengths[1] = 0, K + 5
+    sink = normal(g, shape.H) if shape.sink else None
+    if sink is not None and shape.H > 1:
+        sink[0], sink[1] = INF, -INF
+    return q, kv, rows.to(torch.int64 if shape.long_rows else torch.int32), 0.4, shape.V, sink, lengths
+
+
+def naive(q, kv, rows, scale, v_dim, sink=None, lengths=None) -> tuple[Tensor, Tensor, Tensor]:
+    S, H, _ = q.shape
+    out, largest, lse = torch.zeros(S, H, v_dim).double(), torch.full((S, H), -INF), torch.full((S, H), INF)
+    largest, lse = largest.double(), lse.double()
+    for s in range(S):
+        count = rows.shape[1] if lengths is None else min(int(lengths[s]), rows.shape[1])
+        chosen = [int(r) for r in rows[s, :count] if 0 <= r < kv.shape[0]]
+        for h in range(H):
+            if chosen:
+                scores = scale * (kv[chosen] @ q[s, h])
+                largest[s, h], lse[s, h] = scores.max(), scores.exp().sum().log()
+                total = lse[s, h] if sink is None else torch.logaddexp(lse[s, h], sink[h])
+                out[s, h] = (scores - total).exp() @ kv[chosen, :v_dim]
+    return out, largest, lse
+
+
+def dense(q, kv, rows, scale, v_dim, sink=None, lengths=None) -> Tensor:
+    """Softmax over all rows with the count of each as weight; float64 autograd differentiates it."""
+    T, K = kv.shape[0], rows.shape[1]
+    places = torch.arange(K) if lengths is None else torch.where(torch.arange(K) < lengths[:, None], 0, 1 << 40)
+    count = ((rows.long() + places * (lengths is not None))[..., None] == torch.arange(T)).sum(1)  # [S, T]
+    kv = kv.where(~kv.isnan(), 0.0)
+    weights = count[:, None] * torch.exp(scale * torch.einsum("shx,tx->sht", q, kv))
+    total = weights.sum(-1) + (0.0 if sink is None else sink.exp())
+    return torch.einsum("sht,tv->shv", weights, kv[:, :v_dim]) / total.where(total > 0, 1.0)[..., None]
+
+
+def cast(inputs: tuple, dtype: torch.dtype) -> tuple:
+    q, kv, rows, scale, v_dim, sink, lengths = inputs
+    return q.to(dtype), kv.to(dtype), rows, scale, v_dim, None if sink is None else sink.to(dtype), lengths
+
+
+def leaves(inputs: tuple) -> list[Tensor]:
+    return [x.requires_grad_() for x in inputs if isinstance(x, Tensor) and x.is_floating_point()]
+
+
+def gradients(function, inputs: tuple) -> list[Tensor]:
+    inputs = tuple(x.detach().clone() if isinstance(x, Tensor) else x for x in inputs)
+    to = leaves(inputs)
+    o = function(*inputs)
+    g = torch.Generator().manual_seed(9)
+    return [x for x in torch.autograd.grad(o, to, normal(g, *o.shape).to(o.dtype), allow_unused=True) if x is not None]
+
+
+def assert_close(got: Tensor, want: Tensor, tolerance: float) -> None:
+    assert got.shape == want.shape
+    finite = want.isfinite()
+    assert torch.equal(got[~finite].double(), want[~finite])
+    worst = (got.double() - want)[finite].abs().max().item() if finite.any() else 0.0
+    assert worst <= tolerance * max(1.0, want[finite].abs().max().item() if finite.any() else 0.0), worst
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=["f64", "f32"])
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", list(SHAPES))
+def test_equals_the_naive_loop(name: str, backend: str, dtype: torch.dtype) -> None:
+    skip_unless_it_takes("sparse_mla_prefill", backend, dtype)
+    inputs = arguments(SHAPES[name])
+    with ops.use(backend):
+        got = ops.sparse_mla_prefill(*cast(inputs, dtype))
+    assert [x.dtype for x in got] == [dtype] * 3
+    for a, b in zip(got, naive(*inputs), strict=True):
+        assert_close(a, b, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=["f64", "f32"])
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", list(SHAPES))
+def test_gradients_are_those_of_the_dense_masked_formula(
+    name: str, backend: str, dtype: torch.dtype, deterministic: bool
+) -> None:
+    skip_unless_it_takes("sparse_mla_prefill", backend, dtype)
+    if deterministic and backend == "reference":
+        pytest.skip("nothing to choose there")
+    inputs = arguments(SHAPES[name])
+    want = gradients(dense, inputs)
+    torch.use_deterministic_algorithms(deterministic)  # torch.empty then returns NaN
+    try:
+        with ops.use(backend):
+            got = gradients(lambda *a: ops.sparse_mla_prefill(*a)[0], cast(inputs, dtype))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for which, (a, b) in enumerate(zip(got, want, strict=True)):
+        if which == 2:  # an infinite sink has no gradient; exp overflows in the dense formula
+            b = b.where(inputs[5].isfinite(), 0.0)
+        assert a.dtype == dtype
+        assert_close(a, b, TOLERANCE[dtype])
