@@ -59,12 +59,16 @@ def open_llm(args: ModelArgs, chat_template: str | None = None) -> "LLM":
     from nautile.infer.llm import LLM
     from nautile.models.io import model_folder
     from nautile.models.placement import torch_device
+    from nautile.ops.dispatch import summary
 
     device = torch_device(args.device)  # refused before anything is downloaded
     folder = model_folder(args.model, args.allow_pickle)
     if args.dtype == "fp32":
         _tell_of_half_the_memory(folder, args.allow_pickle)
-    return LLM(folder, args.dtype, device=device, chat_template=chat_template, allow_pickle=args.allow_pickle)
+    llm = LLM(folder, args.dtype, device=device, chat_template=chat_template, allow_pickle=args.allow_pickle)
+    first = next(llm.model.parameters())
+    log(summary(first.device, first.dtype))
+    return llm
 
 
 def sampling_params(args: ModelArgs, llm: "LLM", max_tokens: int, ignore_eos: bool = False) -> SamplingParams:
