@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nautile.ops import group_layout
 from nautile.ops.fp8_tensor import Fp8Tensor
+from nautile.ops.precision import no_autocast
 
 
 def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -19,7 +20,7 @@ def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
 
 def fp8_gemm(a: Fp8Tensor, b: Fp8Tensor, c_MN: Tensor | None, out_MN: Tensor) -> Tensor:
     """See `nautile.ops.fp8_gemm`."""
-    d_MN = numbers(a) @ numbers(b).t()
+    d_MN = product(numbers(a), numbers(b))
     return out_MN.copy_(d_MN if c_MN is None else d_MN.add_(c_MN))
 
 
@@ -28,7 +29,7 @@ def grouped_fp8_gemm(a: Fp8Tensor, b: Fp8Tensor, groups_M: Tensor, out_MN: Tenso
     out_MN.zero_()
     for g, start, stop in group_layout.runs(groups_M):
         rows = Fp8Tensor(a.data[start:stop], a.scale[start:stop], a.block)
-        out_MN[start:stop] = numbers(rows) @ numbers(b[g]).t()
+        out_MN[start:stop] = product(numbers(rows), numbers(b[g]))
     return out_MN
 
 
@@ -36,7 +37,7 @@ def masked_fp8_gemm(a: Fp8Tensor, b: Fp8Tensor, counts_G: Tensor, out_GMN: Tenso
     """See `nautile.ops.masked_fp8_gemm`."""
     for g, count in enumerate(counts_G.tolist()):
         rows = Fp8Tensor(a.data[g, :count], a.scale[g, :count], a.block)
-        out_GMN[g, :count] = numbers(rows) @ numbers(b[g]).t()
+        out_GMN[g, :count] = product(numbers(rows), numbers(b[g]))
     return out_GMN
 
 
@@ -47,9 +48,15 @@ def k_grouped_fp8_gemm(
     for g, (start, stop) in enumerate(group_layout.spans(ends_G, alignment)):
         # Whole blocks are turned into numbers, and the padding in the last one left out.
         a_Mk, b_Nk = (numbers(_columns(x, start, stop))[:, : stop - start] for x in (a, b))
-        d_MN = a_Mk @ b_Nk.t()
+        d_MN = product(a_Mk, b_Nk)
         out_GMN[g] = d_MN if c_GMN is None else d_MN.add_(c_GMN[g])
     return out_GMN
+
+
+def product(a_MK: Tensor, b_NK: Tensor) -> Tensor:
+    """``A·Bᵀ`` in float32, whatever autocast says."""
+    with no_autocast(a_MK):
+        return a_MK @ b_NK.t()
 
 
 def _columns(x: Fp8Tensor, start: int, stop: int) -> Fp8Tensor:
