@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from nautile.ops.indexer import index_scores, top_rows
     from nautile.ops.norm import rms_norm
     from nautile.ops.projection import gated_linear, linear
-    from nautile.ops.quantization import quantize_fp8
+    from nautile.ops.quantization import dequantize_fp8, quantize_fp8, requantize_transposed
     from nautile.ops.rotary import rotate_half_split, rotate_interleaved
     from nautile.ops.sparse_attention import gathered_attention, selected_attention
     from nautile.ops.sparse_prefill import sparse_mla_prefill
@@ -27,6 +27,7 @@ _HOME = {
     "cached_attention": "cached",
     "causal_attention": "attention",
     "choices": "dispatch",
+    "dequantize_fp8": "quantization",
     "fp8_gemm": "fp8_products",
     "gated_linear": "projection",
     "gathered_attention": "sparse_attention",
@@ -41,6 +42,7 @@ _HOME = {
     "mqa_logits": "index_logits",
     "paged_mqa_logits": "index_logits",
     "quantize_fp8": "quantization",
+    "requantize_transposed": "quantization",
     "rms_norm": "norm",
     "rotate_half_split": "rotary",
     "rotate_interleaved": "rotary",
@@ -55,6 +57,7 @@ __all__ = [
     "cached_attention",
     "causal_attention",
     "choices",
+    "dequantize_fp8",
     "fp8_gemm",
     "gated_linear",
     "gathered_attention",
@@ -69,6 +72,7 @@ __all__ = [
     "mqa_logits",
     "paged_mqa_logits",
     "quantize_fp8",
+    "requantize_transposed",
     "rms_norm",
     "rotate_half_split",
     "rotate_interleaved",

@@ -22,7 +22,7 @@ from nautile.core.errors import UserError
 
 TABLE: dict[str, tuple[str, tuple[str, ...]]] = {
     # op: (topic, backends, fastest first)
-    "causal_attention": ("attention", ("cpu", "reference")),
+    "causal_attention": ("attention", ("triton", "cpu", "reference")),
     "cached_attention": ("cached", ("cpu", "reference")),
     "latent_attention": ("cached", ("cpu", "reference")),
     "grouped_swiglu": ("experts", ("cpu", "reference")),
@@ -33,8 +33,8 @@ TABLE: dict[str, tuple[str, tuple[str, ...]]] = {
     "rotate_interleaved": ("rotary", ("cpu", "reference")),
     "rotate_half_split": ("rotary", ("cpu", "reference")),
     "linear_cross_entropy": ("cross_entropy", ("cpu", "reference")),
-    "index_scores": ("indexer", ("cpu", "reference")),
-    "top_rows": ("indexer", ("cpu", "reference")),
+    "index_scores": ("indexer", ("triton", "cpu", "reference")),
+    "top_rows": ("indexer", ("triton", "cpu", "reference")),
     "paged_mqa_logits": ("index_logits", ("triton", "reference")),
     "mqa_logits": ("index_logits", ("triton", "reference")),
     "gathered_attention": ("sparse_attention", ("cpu", "reference")),
@@ -44,7 +44,9 @@ TABLE: dict[str, tuple[str, tuple[str, ...]]] = {
     "grouped_fp8_gemm": ("fp8_products", ("reference",)),
     "masked_fp8_gemm": ("fp8_products", ("reference",)),
     "k_grouped_fp8_gemm": ("fp8_products", ("reference",)),
-    "quantize_fp8": ("quantization", ("reference",)),
+    "quantize_fp8": ("quantization", ("triton", "reference")),
+    "requantize_transposed": ("quantization", ("triton", "reference")),
+    "dequantize_fp8": ("quantization", ("triton", "reference")),
 }
 ON_FP8: frozenset[str] = frozenset()
 """Ops whose deciding operand is float8_e4m3fn."""

@@ -45,6 +45,38 @@ def quantize_fp8(x: Tensor, block: Block = (1, 128), ue8m0: bool = False, transp
     return Fp8Tensor(data, scale, block)
 
 
+def requantize_transposed(x: Fp8Tensor, ue8m0: bool = False) -> Fp8Tensor:
+    """xᵀ in blocks (1, 128): what was quantised along its rows, quantised anew along its columns (V3 §3.5.2).
+
+    The numbers are rounded a second time, so with `ue8m0` only those whose block has a larger power of two change, and
+    only if `x` has such scales, too.
+
+    Args:
+        x: [..., R, C] in any blocks.
+        ue8m0: As in `quantize_fp8`.
+
+    Returns:
+        Row-major [..., C, R].
+
+    Raises:
+        ValueError: Scales that are not finite, looked for where that is cheap.
+    """
+    check_finite("requantize_transposed", x.scale, "scale")
+    block = (1, 128)
+    return Fp8Tensor(*implementation("requantize_transposed", x.data)(x, block, ue8m0), block)
+
+
+def dequantize_fp8(x: Fp8Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """``x̂_i · s_B`` in float32, rounded once to `dtype`: row-major [..., R, C].
+
+    Raises:
+        ValueError: `dtype` is none of float32, bfloat16, float16.
+    """
+    if dtype not in FLOATS:
+        raise ValueError(f"dequantize_fp8: dtype must be float32, bfloat16 or float16, got {dtype}")
+    return implementation("dequantize_fp8", x.data)(x, dtype)
+
+
 def check_finite(op: str, x: Tensor, name: str = "x") -> None:
     """Raise `ValueError` if `x` holds NaN or infinity; where looking is dear, the scales will tell."""
     if x.numel() and looks_at_values(x):

@@ -6,7 +6,7 @@ R rows, C columns; r, c those of a block.
 import torch
 from torch import Tensor
 
-from nautile.ops.fp8_tensor import LARGEST, Block
+from nautile.ops.fp8_tensor import LARGEST, Block, Fp8Tensor
 from nautile.ops.reference.scale_packing import ceil_to_ue8m0
 
 SMALLEST_AMAX = 1e-4
@@ -40,3 +40,13 @@ def scale_of(amax: Tensor, ue8m0: bool) -> Tensor:
 def rounded(x: Tensor) -> Tensor:
     """float8_e4m3fn, nearest even; numbers out of range become the largest: a cast alone makes NaN of them on CUDA."""
     return x.clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn)
+
+
+def requantize_transposed(x: Fp8Tensor, block: Block, ue8m0: bool) -> tuple[Tensor, Tensor]:
+    """(data, scale); see `nautile.ops.requantize_transposed`."""
+    return quantize_fp8(x.t().dequantize(), block, ue8m0)
+
+
+def dequantize_fp8(x: Fp8Tensor, dtype: torch.dtype) -> Tensor:
+    """See `nautile.ops.dequantize_fp8`."""
+    return x.dequantize(dtype)
