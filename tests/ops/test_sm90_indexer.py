@@ -1,4 +1,4 @@
-"""The indexer's kernels as sm_90 code: tensor cores where products are, no spills, no more shared memory than there is."""
+"""The indexer's kernels as sm_90 code: tensor cores where products are, no spills, not too much shared memory."""
 
 import pytest
 
@@ -7,6 +7,7 @@ pytest.importorskip("triton")
 from sm90 import Kernel, compile_for_sm90
 
 LOGITS = "nautile.ops.triton.index_logits"
+INDEXER = "nautile.ops.triton.indexer"
 TILE = {"BLOCK_T": 64, "BLOCK_J": 64, "BLOCK_I": 128}
 
 
@@ -31,9 +32,36 @@ KERNELS = {
         | numbers("N", "J", "I", "Y", "W", "stride_keys", "stride_scales", "stride_pages", "stride_out", "chunk"),
         TILE | {"CLEAN": False, "BLOCK_N": 2, "step_pages": 1},
     ),
+    "query_gradients": Kernel(
+        INDEXER,
+        "query_gradients_kernel",
+        {"q": "*bf16", "k": "*bf16", "weights": "*fp32", "grad": "*fp32", "grad_q": "*fp32", "grad_weights": "*fp32"}
+        | numbers("S", "T", "J", "I"),
+        TILE | {"BLOCK_S": 1},
+        num_warps=4,
+        num_stages=2,
+    ),
+    "key_gradients": Kernel(
+        INDEXER,
+        "key_gradients_kernel",
+        {"q": "*bf16", "k": "*bf16", "weights": "*fp32", "grad": "*fp32", "grad_k": "*fp32"}
+        | numbers("S", "T", "J", "I"),
+        TILE | {"BLOCK_S": 2},
+        num_warps=8,
+        num_stages=2,
+    ),
+    "top_rows": Kernel(
+        INDEXER,
+        "top_rows_kernel",
+        {"scores": "*fp32", "seen": "*u8", "rows": "*i64"}
+        | numbers("S", "T", "K", "scores_b", "scores_s", "seen_b", "seen_s"),
+        {"scores_t": 1, "seen_t": 1, "BLOCK": 4096},
+        num_warps=8,
+    ),
 }
+WITHOUT_PRODUCTS = ("top_rows_kernel",)
 
 
 def test_kernels_compile_for_sm90() -> None:
     for report in compile_for_sm90(list(KERNELS.values())):
-        report.check(wgmma=True)
+        report.check(wgmma=report.name not in WITHOUT_PRODUCTS)

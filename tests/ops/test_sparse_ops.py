@@ -226,7 +226,7 @@ def test_top_rows(backend: str, k: int, levels: int) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_tie_is_broken_the_same_way_however_many_rows_follow(backend: str) -> None:
-    scores = normal(1, 1, 40).round()
+    scores = normal(1, 1, 40).round().float()
     with ops.use(backend):
         short = ops.top_rows(scores[..., :23], torch.ones(1, 1, 23, dtype=torch.bool), 9)
         long = ops.top_rows(scores, torch.arange(40)[None, None] < 23, 9)

@@ -6,8 +6,8 @@
 is the storage, a window per query, and that nothing is differentiated. Semantics and memory layouts are those of
 DeepGEMM's `fp8_mqa_logits` and `fp8_paged_mqa_logits`.
 
-S queries, T keys, J indexer heads, I dimensions of one; B sequences of N new tokens each, P pages of Y tokens, at most M
-pages of a sequence, W columns, X = B · N.
+S queries, T keys, J indexer heads, I dimensions of one; B sequences of N new tokens each, P pages of Y tokens, M at
+most of a sequence, W columns, X = B · N.
 """
 
 import torch
