@@ -16,14 +16,21 @@ if TYPE_CHECKING:
     from nautile.ops.fp8_products import fp8_gemm, grouped_fp8_gemm, k_grouped_fp8_gemm, masked_fp8_gemm
     from nautile.ops.index_logits import mqa_logits, paged_mqa_logits
     from nautile.ops.indexer import index_scores, top_rows
+    from nautile.ops.latent_bytes import quantize_latents, store_latents
     from nautile.ops.norm import rms_norm
+    from nautile.ops.packed import packed_linear
+    from nautile.ops.packed_weight import PackedWeight, pack_weight
+    from nautile.ops.paged_latents import paged_mla_decode, paged_sparse_mla_decode
     from nautile.ops.projection import gated_linear, linear
     from nautile.ops.quantization import dequantize_fp8, quantize_fp8, requantize_transposed
     from nautile.ops.rotary import rotate_half_split, rotate_interleaved
     from nautile.ops.sparse_attention import gathered_attention, selected_attention
     from nautile.ops.sparse_prefill import sparse_mla_prefill
+    from nautile.ops.split_kv import plan_splits
+    from nautile.ops.swiglu_quantization import swiglu_quantize, swiglu_quantize_backward
 
 _HOME = {
+    "PackedWeight": "packed_weight",
     "cached_attention": "cached",
     "causal_attention": "attention",
     "choices": "dispatch",
@@ -40,20 +47,30 @@ _HOME = {
     "linear_cross_entropy": "cross_entropy",
     "masked_fp8_gemm": "fp8_products",
     "mqa_logits": "index_logits",
+    "pack_weight": "packed_weight",
+    "packed_linear": "packed",
+    "paged_mla_decode": "paged_latents",
     "paged_mqa_logits": "index_logits",
+    "paged_sparse_mla_decode": "paged_latents",
+    "plan_splits": "split_kv",
     "quantize_fp8": "quantization",
+    "quantize_latents": "latent_bytes",
     "requantize_transposed": "quantization",
     "rms_norm": "norm",
     "rotate_half_split": "rotary",
     "rotate_interleaved": "rotary",
     "selected_attention": "sparse_attention",
     "sparse_mla_prefill": "sparse_prefill",
+    "store_latents": "latent_bytes",
     "swiglu": "activation",
+    "swiglu_quantize": "swiglu_quantization",
+    "swiglu_quantize_backward": "swiglu_quantization",
     "top_rows": "indexer",
     "use": "dispatch",
 }
 
 __all__ = [
+    "PackedWeight",
     "cached_attention",
     "causal_attention",
     "choices",
@@ -70,15 +87,24 @@ __all__ = [
     "linear_cross_entropy",
     "masked_fp8_gemm",
     "mqa_logits",
+    "pack_weight",
+    "packed_linear",
+    "paged_mla_decode",
     "paged_mqa_logits",
+    "paged_sparse_mla_decode",
+    "plan_splits",
     "quantize_fp8",
+    "quantize_latents",
     "requantize_transposed",
     "rms_norm",
     "rotate_half_split",
     "rotate_interleaved",
     "selected_attention",
     "sparse_mla_prefill",
+    "store_latents",
     "swiglu",
+    "swiglu_quantize",
+    "swiglu_quantize_backward",
     "top_rows",
     "use",
 ]

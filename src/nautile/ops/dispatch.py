@@ -41,6 +41,10 @@ TABLE: dict[str, tuple[str, tuple[str, ...]]] = {
     "gathered_attention": ("sparse_attention", ("cpu", "reference")),
     "selected_attention": ("sparse_attention", ("cpu", "reference")),
     "sparse_mla_prefill": ("sparse_prefill", ("reference",)),
+    "paged_mla_decode": ("paged_latents", ("reference",)),
+    "paged_sparse_mla_decode": ("paged_sparse_latents", ("reference",)),
+    "plan_splits": ("split_kv", ("reference",)),
+    "store_latents": ("latent_bytes", ("reference",)),
     "fp8_gemm": ("fp8_products", ("triton", "reference")),
     "grouped_fp8_gemm": ("fp8_products", ("triton", "reference")),
     "masked_fp8_gemm": ("fp8_products", ("triton", "reference")),
@@ -48,6 +52,8 @@ TABLE: dict[str, tuple[str, tuple[str, ...]]] = {
     "quantize_fp8": ("quantization", ("triton", "reference")),
     "requantize_transposed": ("quantization", ("triton", "reference")),
     "dequantize_fp8": ("quantization", ("triton", "reference")),
+    "swiglu_quantize": ("swiglu_quantization", ("triton", "reference")),
+    "swiglu_quantize_backward": ("swiglu_quantization", ("triton", "reference")),
 }
 ON_FP8: frozenset[str] = frozenset()
 """Ops whose deciding operand is float8_e4m3fn."""
