@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from nautile.ops.fp8_products import fp8_gemm, grouped_fp8_gemm, k_grouped_fp8_gemm, masked_fp8_gemm
     from nautile.ops.index_logits import mqa_logits, paged_mqa_logits
     from nautile.ops.indexer import index_scores, top_rows
+    from nautile.ops.indexer_loss import indexer_kl
     from nautile.ops.latent_bytes import quantize_latents, store_latents
     from nautile.ops.norm import rms_norm
     from nautile.ops.packed import packed_linear
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from nautile.ops.rotary import rotate_half_split, rotate_interleaved
     from nautile.ops.sparse_attention import gathered_attention, selected_attention
     from nautile.ops.sparse_prefill import sparse_mla_prefill
-    from nautile.ops.split_kv import plan_splits
+    from nautile.ops.split_plan import plan_splits
     from nautile.ops.swiglu_quantization import swiglu_quantize, swiglu_quantize_backward
 
 _HOME = {
@@ -41,6 +42,7 @@ _HOME = {
     "grouped_fp8_gemm": "fp8_products",
     "grouped_swiglu": "experts",
     "index_scores": "indexer",
+    "indexer_kl": "indexer_loss",
     "k_grouped_fp8_gemm": "fp8_products",
     "latent_attention": "cached",
     "linear": "projection",
@@ -52,7 +54,7 @@ _HOME = {
     "paged_mla_decode": "paged_latents",
     "paged_mqa_logits": "index_logits",
     "paged_sparse_mla_decode": "paged_latents",
-    "plan_splits": "split_kv",
+    "plan_splits": "split_plan",
     "quantize_fp8": "quantization",
     "quantize_latents": "latent_bytes",
     "requantize_transposed": "quantization",
@@ -81,6 +83,7 @@ __all__ = [
     "grouped_fp8_gemm",
     "grouped_swiglu",
     "index_scores",
+    "indexer_kl",
     "k_grouped_fp8_gemm",
     "latent_attention",
     "linear",
