@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nautile.ops.checks import looks_at_values, same_device
 from nautile.ops.dispatch import implementation
-from nautile.ops.latent_bytes import LatentLayout, layout_of
+from nautile.ops.latent_layout import LatentLayout, layout_of
 from nautile.ops.split_kv import Splits
 
 
@@ -106,7 +106,7 @@ def paged_sparse_mla_decode(
 
     Args:
         q_BSHX: Queries, X = 576 or 512 as the cache's layout says.
-        cache_NPZ: Bytes in a layout of `latent_bytes`. What no choice names may hold anything.
+        cache_NPZ: Bytes in a layout of `latent_layout`. What no choice names may hold anything.
         rows_BSK: int32 page · P + place of each choice; negative or beyond the cache: no choice.
         scale: Factor on the scores; X**-0.5 by default.
         v_dim: V, at most X.

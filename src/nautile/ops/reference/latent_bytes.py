@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from nautile.ops.fp8_tensor import LARGEST
-from nautile.ops.latent_bytes import SMALLEST_SCALE, latent_parts, layout_of
+from nautile.ops.latent_layout import SMALLEST_SCALE, latent_parts, layout_of
 
 
 def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
