@@ -58,6 +58,15 @@ KERNELS = {
         {"scores_t": 1, "seen_t": 1, "BLOCK": 4096},
         num_warps=8,
     ),
+    "target": Kernel(
+        "nautile.ops.triton.indexer_loss",
+        "target_kernel",
+        {"q": "*bf16", "k": "*bf16", "hidden": "*u8", "lse": "*fp32", "p": "*fp32", "scale": "fp32"}
+        | numbers("S", "T", "H", "width", "q_s", "q_h", "k_t", "k_h"),
+        {"BLOCK_S": 128, "BLOCK_T": 128, "FIRST": 128, "REST": 64},
+        num_warps=8,
+        num_stages=2,
+    ),
 }
 WITHOUT_PRODUCTS = ("top_rows_kernel",)
 

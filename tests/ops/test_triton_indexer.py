@@ -1,4 +1,4 @@
-"""The Triton twins of index_scores and top_rows where the cases of all backends do not reach: tiles, strides, dtypes."""
+"""The Triton twins of index_scores and top_rows: tiles that do not divide, strides, dtypes, odd numbers."""
 
 import pytest
 import torch

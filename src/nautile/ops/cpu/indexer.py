@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from nautile.ops.cpu.support import floats_on_cpu as why_not
 from nautile.ops.precision import accumulate_dtype, no_autocast
 
-__all__ = ["index_scores", "top_rows", "why_not"]
+__all__ = ["index_scores", "score_gradients", "scores", "top_rows", "why_not"]
 
 BLOCK_ROWS = 1024
 """Rows t of one block."""
@@ -30,34 +30,46 @@ class _IndexScores(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q_BSJI: Tensor, k_BTI: Tensor, weights_BSJ: Tensor) -> Tensor:
         ctx.save_for_backward(q_BSJI, k_BTI, weights_BSJ)
-        wide = accumulate_dtype(q_BSJI)
-        q, weights = q_BSJI.to(wide).contiguous(), weights_BSJ.to(wide)
-        out = torch.empty(*q.shape[:2], k_BTI.shape[1], dtype=wide)
-        with no_autocast(q):
-            for b, s, t in _blocks(q, k_BTI):
-                dots_SJT = _dots(q[b, s], k_BTI[b, t].to(wide)).relu_()
-                out[b, s, t] = torch.bmm(weights[b, s, None], dots_SJT)[:, 0]
-        return out
+        return scores(q_BSJI, k_BTI, weights_BSJ)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_BST: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """With a_sjt = 1 where q_sj·k_t > 0 and g_sjt = dI_st w_sj a_sjt: dq = g k, dk = gᵀ q, dw = relu(q·k) dI."""
         q_BSJI, k_BTI, weights_BSJ = ctx.saved_tensors
-        wide = grad_BST.dtype
-        q, weights = q_BSJI.to(wide).contiguous(), weights_BSJ.to(wide)
-        grad_q, grad_weights = torch.zeros_like(q), torch.zeros_like(weights)
-        grad_k = torch.zeros(k_BTI.shape, dtype=wide)
-        with no_autocast(q):
-            for b, s, t in _blocks(q, k_BTI):
-                k_TI, grad_ST = k_BTI[b, t].to(wide), grad_BST[b, s, t]
-                dots_SJT = _dots(q[b, s], k_TI).relu_()
-                grad_weights[b, s] += torch.bmm(dots_SJT, grad_ST[..., None])[..., 0]
-                active_SJT = dots_SJT.sign_()
-                flow_XT = active_SJT.mul_(grad_ST[:, None]).mul_(weights[b, s, :, None]).flatten(0, 1)
-                grad_q[b, s] += (flow_XT @ k_TI).view_as(grad_q[b, s])
-                grad_k[b, t] += flow_XT.t() @ q[b, s].flatten(0, 1)
-        return grad_q.to(q_BSJI.dtype), grad_k.to(k_BTI.dtype), grad_weights.to(weights_BSJ.dtype)
+        grads = score_gradients(q_BSJI, k_BTI, weights_BSJ, grad_BST)
+        return grads[0].to(q_BSJI.dtype), grads[1].to(k_BTI.dtype), grads[2].to(weights_BSJ.dtype)
+
+
+def scores(q_BSJI: Tensor, k_BTI: Tensor, weights_BSJ: Tensor) -> Tensor:
+    """[B, S, T] in float32 or better: the forward pass alone."""
+    wide = accumulate_dtype(q_BSJI)
+    q, weights = q_BSJI.to(wide).contiguous(), weights_BSJ.to(wide)
+    out = torch.empty(*q.shape[:2], k_BTI.shape[1], dtype=wide)
+    with no_autocast(q):
+        for b, s, t in _blocks(q, k_BTI):
+            dots_SJT = _dots(q[b, s], k_BTI[b, t].to(wide)).relu_()
+            out[b, s, t] = torch.bmm(weights[b, s, None], dots_SJT)[:, 0]
+    return out
+
+
+def score_gradients(
+    q_BSJI: Tensor, k_BTI: Tensor, weights_BSJ: Tensor, grad_BST: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """With a_sjt = 1 where q_sj·k_t > 0 and g_sjt = dI_st w_sj a_sjt: dq = g k, dk = gᵀ q, dw = relu(q·k) dI."""
+    wide = grad_BST.dtype
+    q, weights = q_BSJI.to(wide).contiguous(), weights_BSJ.to(wide)
+    grad_q, grad_weights = torch.zeros_like(q), torch.zeros_like(weights)
+    grad_k = torch.zeros(k_BTI.shape, dtype=wide)
+    with no_autocast(q):
+        for b, s, t in _blocks(q, k_BTI):
+            k_TI, grad_ST = k_BTI[b, t].to(wide), grad_BST[b, s, t]
+            dots_SJT = _dots(q[b, s], k_TI).relu_()
+            grad_weights[b, s] += torch.bmm(dots_SJT, grad_ST[..., None])[..., 0]
+            active_SJT = dots_SJT.sign_()
+            flow_XT = active_SJT.mul_(grad_ST[:, None]).mul_(weights[b, s, :, None]).flatten(0, 1)
+            grad_q[b, s] += (flow_XT @ k_TI).view_as(grad_q[b, s])
+            grad_k[b, t] += flow_XT.t() @ q[b, s].flatten(0, 1)
+    return grad_q, grad_k, grad_weights
 
 
 def _blocks(q_BSJI: Tensor, k_BTI: Tensor) -> Iterator[tuple[int, slice, slice]]:
