@@ -8,6 +8,7 @@ No backward: with a gradient to come, and for several sequences of a few rows, t
 import torch
 from torch import Tensor
 
+from nautile.ops.cpu import mla_decode
 from nautile.ops.cpu.support import floats_on_cpu as why_not
 from nautile.ops.cpu.support import needs_gradient
 from nautile.ops.precision import compute_dtype, no_autocast
@@ -85,11 +86,14 @@ def _attend(
 def latent_attention(
     q_BSHC: Tensor, q_rope_BSHR: Tensor, c_BTC: Tensor, k_rope_BTR: Tensor, positions_BS: Tensor, scale: float
 ) -> Tensor:
-    """See `nautile.ops.latent_attention`. All heads share the rows: the heads of a query are rows of one product."""
+    """See `nautile.ops.latent_attention`. Few queries run in C++; many as products whose rows are the heads of each."""
     dtype, (B, S, H, C) = compute_dtype(q_BSHC), q_BSHC.shape
-    few = B > 1 and S * H * c_BTC.shape[1] < _FEW
-    if few or needs_gradient(q_BSHC, q_rope_BSHR, c_BTC, k_rope_BTR):
-        return reference.latent_attention(q_BSHC, q_rope_BSHR, c_BTC, k_rope_BTR, positions_BS, scale)
+    inputs = (q_BSHC, q_rope_BSHR, c_BTC, k_rope_BTR)
+    learns = needs_gradient(*inputs)
+    if not learns and dtype == q_BSHC.dtype and mla_decode.takes(*inputs):
+        return mla_decode.decode(*inputs, positions_BS, scale)
+    if learns or (B > 1 and S * H * c_BTC.shape[1] < _FEW):
+        return reference.latent_attention(*inputs, positions_BS, scale)
     out_BSHC = torch.empty(B, S, H, C, dtype=dtype)
     with no_autocast(q_BSHC):
         for b, positions in enumerate(positions_BS.tolist()):

@@ -1,0 +1,377 @@
+// Absorbed MLA decode: o = softmax(scale * q.k) c over rows k = [c | rope] of a cache, each row read once.
+//
+// X query rows (heads times queries) are multiplied with a tile of rows, an online softmax turns scores into weights, and
+// the weights are multiplied with the latent part of the same tile, which the first-level cache still holds. Lanes are
+// queries while scores are made (one unit of a row is broadcast to all of them) and columns while latents are summed, so
+// neither product needs a sum across lanes. Tiles of all sequences lie in one line that is cut into equal pieces, one per
+// thread; a sequence that was cut is merged by its log-sum-exp.
+//
+// A unit is a pair of bfloat16, or one float; a chunk is 16 units. Rows are read where they lie if they consist of whole
+// chunks of the dtype that is multiplied, and are else copied, filled up with zeros, into a panel.
+#include <omp.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <memory>
+#include <vector>
+
+#include "wide.h"
+
+namespace {
+
+constexpr float LOG2E = 1.44269504f, LN2 = 0.693147181f;
+constexpr float LOWEST = -1e30f;  // below any score; finite, so that differences stay numbers
+
+#if PAIRS
+// bfloat16 in pairs: one instruction multiplies 16 pairs and adds each to a lane.
+struct Pairs {
+    static constexpr int PER = 2, VECTORS = 2;  // numbers of a unit; vectors of sums per chunk
+    using Cell = bf16;
+    static INLINE Lanes mul(Lanes sum, __m512i q, const void* unit) {
+        int32_t pair;
+        std::memcpy(&pair, unit, 4);
+        return (Lanes)_mm512_dpbf16_ps((__m512)sum, (__m512bh)q, (__m512bh)_mm512_set1_epi32(pair));
+    }
+    static INLINE __m512i units(const void* from) { return _mm512_loadu_si512(from); }
+    // Two rows interleaved: within each quarter, columns 0-3 go to the first vector and 4-7 to the second.
+    static INLINE void columns(const char* const* rows, int64_t at, __m512i (&v)[2]) {
+        __m512i a = _mm512_loadu_si512(rows[0] + at), b = _mm512_loadu_si512(rows[1] + at);
+        v[0] = _mm512_unpacklo_epi16(a, b);
+        v[1] = _mm512_unpackhi_epi16(a, b);
+    }
+    static int column(int i) { return i < 16 ? i / 4 * 8 + i % 4 : (i - 16) / 4 * 8 + 4 + i % 4; }
+};
+#endif
+
+struct Singles {
+    static constexpr int PER = 1, VECTORS = 16 / LANES;
+    using Cell = float;
+    static INLINE Lanes mul(Lanes sum, Lanes q, const void* unit) {
+        float x;
+        std::memcpy(&x, unit, 4);
+        return sum + q * x;
+    }
+    static INLINE Lanes units(const void* from) { return load(from); }
+    static INLINE void columns(const char* const* rows, int64_t at, Lanes (&v)[VECTORS]) {
+        for (int i = 0; i < VECTORS; i++) v[i] = load(rows[0] + at + i * sizeof(Lanes));
+    }
+    static int column(int i) { return i; }
+};
+
+// Rows of scores that are made at once, by how many vectors of queries; sums of HEADS queries that are held at once.
+constexpr int ROWS_ONE = 12, ROWS_TWO = LANES == 16 ? 12 : 6, HEADS = LANES == 16 ? 8 : 4;
+constexpr int TILE = 48;  // rows; a multiple of ROWS_ONE and ROWS_TWO
+
+// The fields of `Problem` in ops/cpu/mla_decode.py, in its order.
+struct Problem {
+    const void *q, *q_rope, *c, *rope;
+    void* out;                              // [B, S, H, C], without gaps
+    float* lse;                             // [B, H, S], natural logarithm, or null
+    const int32_t* table;                   // blocks of each sequence, or null: block b holds sequence b
+    const int64_t* last;                    // [B, S]: last row that a query reads; -1: none
+    int64_t B, S, H, C, R;                  // sequences, queries, heads, latent, rope
+    int64_t q_strides[3], rope_strides[3];  // numbers from one sequence, query, head to the next
+    int64_t blocks, page, table_width;      // blocks of the cache; rows of a block; entries of a row of the table
+    int64_t c_block, c_row, r_block, r_row;  // numbers from one block and one row to the next
+    double scale;
+    int64_t threads;
+};
+
+// sum[row, query] += row . query for N rows and V vectors of queries, over chunks of the rows
+template <class M, int V, int N>
+INLINE const char* dot(Lanes (&sum)[N][V], const char* q, const char* const* rows, int64_t chunks) {
+    const char* r[N];
+    UNROLL for (int i = 0; i < N; i++) r[i] = rows[i];
+    for (int64_t c = 0; c < chunks * 64; c += 64)
+        UNROLL for (int u = 0; u < 16; u++, q += V * sizeof(Lanes)) {
+            decltype(M::units(q)) x[V];
+            UNROLL for (int v = 0; v < V; v++) x[v] = M::units(q + v * sizeof(Lanes));
+            UNROLL for (int i = 0; i < N; i++) UNROLL for (int v = 0; v < V; v++)
+                sum[i][v] = M::mul(sum[i][v], x[v], r[i] + c + u * 4);
+        }
+    return q;
+}
+
+template <class M, int V, int N>
+INLINE void scores_of(const char* q, const char* const* c, const char* const* rope, int64_t c_chunks, int64_t r_chunks,
+                      float* s, int64_t width) {
+    Lanes sum[N][V] = {};
+    dot<M, V, N>(sum, dot<M, V, N>(sum, q, c, c_chunks), rope, r_chunks);
+    UNROLL for (int i = 0; i < N; i++) UNROLL for (int v = 0; v < V; v++) store(s + i * width + v * LANES, sum[i][v]);
+}
+
+// sums[h, column] = sums * keep[h] + sum over rows of p[row, h] * c[row, column], for N queries and one chunk
+template <class M, int N>
+INLINE void add_rows(const char* const* rows, int64_t at, const char* p, int64_t width, int64_t steps, const float* keep,
+                     float* sums, int64_t columns) {
+    constexpr int V = M::VECTORS;
+    Lanes sum[N][V];
+    UNROLL for (int i = 0; i < N; i++) UNROLL for (int v = 0; v < V; v++)
+        sum[i][v] = load(sums + i * columns + v * LANES) * keep[i];
+    for (int64_t t = 0; t < steps; t++, rows += M::PER, p += width * 4) {
+        decltype(M::units(p)) x[V];
+        M::columns(rows, at, x);
+        UNROLL for (int i = 0; i < N; i++) UNROLL for (int v = 0; v < V; v++) sum[i][v] = M::mul(sum[i][v], x[v], p + i * 4);
+    }
+    UNROLL for (int i = 0; i < N; i++) UNROLL for (int v = 0; v < V; v++)
+        store(sums + i * columns + v * LANES, sum[i][v]);
+}
+
+template <class Cell, class T> INLINE void copy_row(const T* from, int64_t n, int64_t filled, char* to) {
+    Cell* cell = reinterpret_cast<Cell*>(to);
+    for (int64_t i = 0; i < n; i++)
+        if constexpr (sizeof(Cell) == sizeof(T))
+            cell[i] = from[i];
+        else
+            cell[i] = widen(from[i]);
+    std::fill(cell + n, cell + filled, Cell(0));
+}
+
+template <class M, class T> struct Worker {
+    const Problem& p;
+    int64_t X, width, c_chunks, chunks, columns, units;
+    bool in_place;
+    // Of one sequence in work:
+    std::unique_ptr<char[]> memory;
+    char *q, *panel, *weights;
+    float *scores, *keep;
+    int64_t* limit;
+    const char *c[TILE], *rope[TILE];
+
+    explicit Worker(const Problem& problem) : p(problem) {
+        constexpr int64_t E = 16 * M::PER;
+        X = p.S * p.H;
+        width = (X + LANES - 1) / LANES * LANES;
+        c_chunks = (p.C + E - 1) / E;
+        chunks = c_chunks + (p.R + E - 1) / E;
+        columns = c_chunks * E;
+        units = chunks * 16;
+        in_place = sizeof(T) == sizeof(typename M::Cell) && p.C % E == 0 && p.R % E == 0;
+        int64_t sizes[] = {width * units * 4, TILE * chunks * 64, TILE * width * 4, TILE * width * 4, width * 4, width * 8};
+        int64_t total = 64;
+        for (int64_t size : sizes) total += (size + 63) / 64 * 64;
+        memory.reset(new char[total]);
+        char* at = memory.get() + (64 - reinterpret_cast<uintptr_t>(memory.get()) % 64) % 64;
+        void* parts[6];
+        for (int i = 0; i < 6; i++) parts[i] = at, at += (sizes[i] + 63) / 64 * 64;
+        q = (char*)parts[0], panel = (char*)parts[1], weights = (char*)parts[2];
+        scores = (float*)parts[3], keep = (float*)parts[4], limit = (int64_t*)parts[5];
+    }
+
+    // Queries of sequence b as [vector][unit][lane], zero where there is none, and how many rows each reads.
+    void take_queries(int64_t b) {
+        std::memset(q, 0, width * units * 4);
+        for (int64_t x = 0; x < width; x++) limit[x] = std::numeric_limits<int64_t>::max();
+        for (int64_t x = 0; x < X; x++) {
+            int64_t s = x / p.H, h = x % p.H, v = x / LANES;
+            limit[x] = p.last[b * p.S + s] + 1;
+            // Vectors are multiplied two at a time, the last of an odd number alone.
+            const int64_t side = std::min<int64_t>(2, width / LANES - v / 2 * 2);
+            char* lane = q + v / 2 * 2 * units * sizeof(Lanes) + v % 2 * sizeof(Lanes) + x % LANES * 4;
+            const int64_t step = side * sizeof(Lanes);
+            auto put = [&](const T* from, int64_t n, char* to) {
+                for (int64_t u = 0; u < n / M::PER; u++, to += step)
+                    if constexpr (sizeof(T) * M::PER == 4)
+                        std::memcpy(to, from + u * M::PER, 4);
+                    else
+                        *reinterpret_cast<float*>(to) = widen(from[u]);
+                if (n % M::PER) std::memcpy(to, from + n - 1, sizeof(T));
+            };
+            put((const T*)p.q + b * p.q_strides[0] + s * p.q_strides[1] + h * p.q_strides[2], p.C, lane);
+            put((const T*)p.q_rope + b * p.rope_strides[0] + s * p.rope_strides[1] + h * p.rope_strides[2], p.R,
+                lane + c_chunks * 16 * step);
+        }
+    }
+
+    INLINE int64_t block_of(int64_t b, int64_t t) const { return p.table ? p.table[b * p.table_width + t / p.page] : b; }
+
+    // Where the rows lie; places after the n-th repeat it and will weigh nothing.
+    void take_rows(int64_t b, int64_t first, int64_t n) {
+        constexpr int64_t E = 16 * M::PER;
+        for (int64_t i = 0; i < TILE; i++) {
+            int64_t t = first + std::min(i, n - 1), block = block_of(b, t), row = t % p.page;
+            const T* from_c = (const T*)p.c + block * p.c_block + row * p.c_row;
+            const T* from_r = (const T*)p.rope + block * p.r_block + row * p.r_row;
+            c[i] = (const char*)from_c, rope[i] = (const char*)from_r;
+            if (in_place) continue;
+            char* to = panel + i * chunks * 64;
+            copy_row<typename M::Cell>(from_c, p.C, columns, to);
+            copy_row<typename M::Cell>(from_r, p.R, chunks * E - columns, to + c_chunks * 64);
+            c[i] = to, rope[i] = to + c_chunks * 64;
+        }
+    }
+
+    // Part `part` of `parts` of the rows that come after this tile, on their way into the cache.
+    INLINE void fetch(int64_t b, int64_t first, int64_t n, int64_t part, int64_t parts) const {
+        for (int64_t i = n * part / parts; i < n * (part + 1) / parts; i++) {
+            int64_t t = first + i, block = block_of(b, t), row = t % p.page;
+            const char* c = (const char*)((const T*)p.c + block * p.c_block + row * p.c_row);
+            const char* r = (const char*)((const T*)p.rope + block * p.r_block + row * p.r_row);
+            for (int64_t j = 0; j < p.C * (int64_t)sizeof(T); j += 64) __builtin_prefetch(c + j, 0, 3);
+            for (int64_t j = 0; j < p.R * (int64_t)sizeof(T); j += 64) __builtin_prefetch(r + j, 0, 3);
+        }
+    }
+
+    // Scores to weights for one vector of queries: running maximum and sum, and the factor that keeps earlier sums.
+    void soften(int64_t v, int64_t first, int64_t n, float* top, float* total) {
+        float* s = scores + v * LANES;
+        int64_t lowest = *std::min_element(limit + v * LANES, limit + (v + 1) * LANES);
+        if (lowest < first + n)
+            for (int64_t i = 0; i < n; i++)
+                for (int l = 0; l < LANES; l++)
+                    if (limit[v * LANES + l] <= first + i) s[i * width + l] = -std::numeric_limits<float>::infinity();
+        Lanes old = load(top + v * LANES), high = old, factor = all(float(p.scale) * LOG2E);
+        for (int64_t i = 0; i < n; i++) {
+            Lanes x = load(s + i * width) * factor;
+            store(s + i * width, x);
+            high = pick(x > high, x, high);
+        }
+        Lanes kept = exp2_lanes(old - high), sum = load(total + v * LANES) * kept;
+        store(top + v * LANES, high);
+        store(keep + v * LANES, kept);
+        char* w = weights + v * LANES * 4;
+        if constexpr (M::PER == 2)
+            for (int64_t i = 0; i < n; i += 2, w += width * 4) {
+                Lanes a = exp2_lanes(load(s + i * width) - high), b = {};
+                if (i + 1 < n) b = exp2_lanes(load(s + (i + 1) * width) - high);
+                sum += a + b;
+                store(w, (Lanes)(((rounded(a) >> 16) & 0xffff) | (rounded(b) & (int32_t)0xffff0000)));
+            }
+        else
+            for (int64_t i = 0; i < n; i++, w += width * 4) {
+                Lanes a = exp2_lanes(load(s + i * width) - high);
+                sum += a;
+                store(w, a);
+            }
+        store(total + v * LANES, sum);
+    }
+
+    // Rows [first, end) of sequence b into sums [X, columns], maxima and totals [width].
+    void run(int64_t b, int64_t first, int64_t end, float* sums, float* top, float* total) {
+        take_queries(b);
+        std::fill(top, top + width, LOWEST);
+        std::fill(total, total + width, 0.0f);
+        std::fill(sums, sums + X * columns, 0.0f);
+        const int64_t vectors = width / LANES, q_vector = units * sizeof(Lanes);
+        for (int64_t t = first; t < end; t += TILE) {
+            const int64_t n = std::min<int64_t>(TILE, end - t);
+            const int64_t ahead = t + n, coming = std::min<int64_t>(TILE, end - ahead);
+            take_rows(b, t, n);
+            int64_t v = 0;
+            for (; v + 2 <= vectors; v += 2)
+                for (int64_t i = 0; i < n; i += ROWS_TWO)
+                    scores_of<M, 2, ROWS_TWO>(q + v * q_vector, c + i, rope + i, c_chunks, chunks - c_chunks,
+                                              scores + i * width + v * LANES, width);
+            if (v < vectors)
+                for (int64_t i = 0; i < n; i += ROWS_ONE)
+                    scores_of<M, 1, ROWS_ONE>(q + v * q_vector, c + i, rope + i, c_chunks, chunks - c_chunks,
+                                              scores + i * width + v * LANES, width);
+            for (v = 0; v < vectors; v++) soften(v, t, n, top, total);
+            const int64_t steps = (n + M::PER - 1) / M::PER;
+            for (int64_t chunk = 0; chunk < c_chunks; chunk++) {
+                if (coming > 0) fetch(b, ahead, coming, chunk, c_chunks);
+                float* out = sums + chunk * 16 * M::PER;
+                int64_t x = 0;
+                for (; x + HEADS <= X; x += HEADS)
+                    add_rows<M, HEADS>(c, chunk * 64, weights + x * 4, width, steps, keep + x, out + x * columns, columns);
+                for (; x < X; x++)
+                    add_rows<M, 1>(c, chunk * 64, weights + x * 4, width, steps, keep + x, out + x * columns, columns);
+            }
+        }
+    }
+
+    // Weighted sum of `parts` partial results of query row x of sequence b, written out.
+    void finish(int64_t b, int64_t x, int64_t parts, float* const* sums, float* const* top, float* const* total) {
+        float high = LOWEST, sum = 0;
+        for (int64_t i = 0; i < parts; i++) high = std::max(high, top[i][x]);
+        for (int64_t i = 0; i < parts; i++) sum += total[i][x] * std::exp2(top[i][x] - high);
+        const int64_t s = x / p.H, h = x % p.H;
+        const bool none = limit_of(b, s) <= 0;
+        T* out = (T*)p.out + (b * X + x) * p.C;
+        for (int64_t c = 0; c < columns; c++) {
+            constexpr int64_t E = 16 * M::PER;
+            const int64_t to = c / E * E + M::column(c % E);
+            if (to >= p.C) continue;
+            float value = 0;
+            for (int64_t i = 0; i < parts; i++) value += sums[i][x * columns + c] * std::exp2(top[i][x] - high);
+            out[to] = narrow_to<T>(none ? 0.0f : value / sum);
+        }
+        if (p.lse)
+            p.lse[(b * p.H + h) * p.S + s] =
+                none ? std::numeric_limits<float>::infinity() : (high + std::log2(sum)) * LN2;
+    }
+
+    int64_t limit_of(int64_t b, int64_t s) const { return p.last[b * p.S + s] + 1; }
+};
+
+template <class M, class T> void decode(const Problem& p) {
+    // starts[b]: tiles before sequence b.
+    std::vector<int64_t> rows(p.B), starts(p.B + 1, 0);
+    for (int64_t b = 0; b < p.B; b++) {
+        for (int64_t s = 0; s < p.S; s++) rows[b] = std::max(rows[b], p.last[b * p.S + s] + 1);
+        starts[b + 1] = starts[b] + std::max<int64_t>(1, (rows[b] + TILE - 1) / TILE);
+    }
+    const int64_t threads = std::max<int64_t>(1, std::min(p.threads, starts[p.B]));
+    const Worker<M, T> sizes(p);
+    const int64_t one = sizes.X * sizes.columns + 2 * sizes.width;
+    const std::unique_ptr<float[]> partial(new float[threads * 2 * one]);  // not zeroed
+    auto tile_of = [&](int64_t thread) { return starts[p.B] * thread / threads; };
+    // What thread i left of sequence b lies in its first slot if it began there, else in its second.
+    auto slot = [&](int64_t i, int64_t b) {
+        bool begins = tile_of(i) >= starts[b] || tile_of(i) >= starts[b + 1];
+        return partial.get() + (2 * i + (begins ? 0 : 1)) * one;
+    };
+#pragma omp parallel num_threads(threads)
+    {
+        Worker<M, T> worker(p);
+        const int64_t me = omp_get_thread_num(), begin = tile_of(me), end = tile_of(me + 1);
+        for (int64_t b = 0; b < p.B; b++) {
+            const int64_t from = std::max(begin, starts[b]), to = std::min(end, starts[b + 1]);
+            if (from >= to) continue;
+            float* sums = slot(me, b);
+            float *top = sums + sizes.X * sizes.columns, *total = top + sizes.width;
+            worker.run(b, (from - starts[b]) * TILE, std::min((to - starts[b]) * TILE, rows[b]), sums, top, total);
+            if (from == starts[b] && to == starts[b + 1])
+                for (int64_t x = 0; x < sizes.X; x++) worker.finish(b, x, 1, &sums, &top, &total);
+        }
+#pragma omp barrier
+        std::vector<float*> sums, top, total;
+        for (int64_t b = 0; b < p.B; b++) {
+            sums.clear(), top.clear(), total.clear();
+            for (int64_t i = 0; i < threads; i++)
+                if (tile_of(i) < starts[b + 1] && tile_of(i + 1) > starts[b]) {
+                    sums.push_back(slot(i, b));
+                    top.push_back(sums.back() + sizes.X * sizes.columns);
+                    total.push_back(top.back() + sizes.width);
+                }
+            if (sums.size() < 2) continue;
+            for (int64_t x = sizes.X * me / threads; x < sizes.X * (me + 1) / threads; x++)
+                worker.finish(b, x, (int64_t)sums.size(), sums.data(), top.data(), total.data());
+        }
+    }
+}
+
+}  // namespace
+
+// 0, or 1 if a query would read past the rows of its sequence, or 2 if the table names a block that is none.
+extern "C" int64_t mla_decode(const Problem* p, int64_t is_bf16) {
+    for (int64_t b = 0; b < p->B; b++) {
+        int64_t last = -1;
+        for (int64_t s = 0; s < p->S; s++) last = std::max(last, p->last[b * p->S + s]);
+        if (last >= (p->table ? p->table_width : 1) * p->page) return 1;
+        for (int64_t i = 0; p->table && i <= last / p->page && last >= 0; i++) {
+            const int32_t block = p->table[b * p->table_width + i];
+            if (block < 0 || block >= p->blocks) return 2;
+        }
+    }
+    if (!is_bf16)
+        decode<Singles, float>(*p);
+    else
+#if PAIRS
+        decode<Pairs, bf16>(*p);
+#else
+        decode<Singles, bf16>(*p);
+#endif
+    return 0;
+}
