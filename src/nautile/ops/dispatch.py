@@ -46,15 +46,18 @@ TABLE: dict[str, tuple[str, tuple[str, ...]]] = {
     "paged_sparse_mla_decode": ("paged_sparse_latents", ("reference",)),
     "plan_splits": ("split_plan", ("reference",)),
     "store_latents": ("latent_bytes", ("reference",)),
-    "fp8_gemm": ("fp8_products", ("triton", "reference")),
-    "grouped_fp8_gemm": ("fp8_products", ("triton", "reference")),
-    "masked_fp8_gemm": ("fp8_products", ("triton", "reference")),
-    "k_grouped_fp8_gemm": ("fp8_products", ("triton", "reference")),
+    "fp8_gemm": ("fp8_products", ("hopper", "triton", "reference")),
+    "grouped_fp8_gemm": ("fp8_products", ("hopper", "triton", "reference")),
+    "masked_fp8_gemm": ("fp8_products", ("hopper", "triton", "reference")),
+    "k_grouped_fp8_gemm": ("fp8_products", ("hopper", "triton", "reference")),
     "quantize_fp8": ("quantization", ("triton", "reference")),
     "requantize_transposed": ("quantization", ("triton", "reference")),
     "dequantize_fp8": ("quantization", ("triton", "reference")),
     "swiglu_quantize": ("swiglu_quantization", ("triton", "reference")),
     "swiglu_quantize_backward": ("swiglu_quantization", ("triton", "reference")),
+    "topk_gate": ("routing", ("triton", "cpu", "reference")),
+    "permute_tokens": ("routing", ("triton", "reference")),
+    "combine_tokens": ("routing", ("triton", "reference")),
 }
 ON_FP8: frozenset[str] = frozenset()
 """Ops whose deciding operand is float8_e4m3fn."""

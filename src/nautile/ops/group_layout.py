@@ -78,11 +78,11 @@ def check_rows(op: str, groups_M: Tensor, G: int, alignment: int) -> None:
     # Padding only after a tile's rows: kernels look at its first row.
     mixed = ((tiles != first) & (tiles != -1)).any(1)
     if mixed.any():
-        tile = int(mixed.int().argmax())
+        start = int(mixed.int().argmax()) * alignment
+        found = groups_M[start : start + alignment]
         raise ValueError(
-            f"{op}: rows {tile * alignment} to {(tile + 1) * alignment - 1} mix groups "
-            f"{sorted(set(tiles[tile].tolist()))}; begin every group at a multiple of {alignment} "
-            "(group_layout.ends_of), or give the alignment that yours have"
+            f"{op}: rows {start} to {start + len(found) - 1} mix groups {found.unique().tolist()}; begin every group at "
+            f"a multiple of {alignment} (group_layout.ends_of), or give the alignment that yours have"
         )
 
 
