@@ -21,6 +21,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "convert": ("nautile.cli.convert", "a checkpoint in another dtype, or cut for DeepSeek's demo code"),
     "plan": ("nautile.cli.plan", "parameters, FLOPs, cache and memory of a model, before anything is allocated"),
     "guide": ("nautile.cli.guide", "each DeepSeek system: what it is, where it lives here, how to run it"),
+    "bench": ("nautile.cli.bench", "kernels beside the roofline that the same run measured, and beside torch"),
     "ops": ("nautile.cli.ops", "every kernel, the backend that runs it here, and why faster ones do not"),
     "doctor": ("nautile.cli.doctor", "this machine, its versions, its measured speed, and a verdict"),
 }
