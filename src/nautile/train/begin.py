@@ -154,7 +154,7 @@ def _restore(run: RunFolder, state: TrainState, data: PreparedData) -> None:
 
 
 def _facts(recipe: PretrainRecipe, data: PreparedData, state: TrainState, device: torch.device) -> dict[str, Any]:
-    dtype = torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
+    dtype = torch.float32 if recipe.train.precision == "fp32" else torch.bfloat16
     counted = data.train, data.validation, data.tokenizer.vocab_size
     # The very tokens that the last validation will score.
     windows = windows_within(data.validation, recipe.train.sequence_length, recipe.train.final_validation_tokens)

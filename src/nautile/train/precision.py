@@ -6,8 +6,12 @@ from typing import Literal
 import torch
 
 from nautile.core.errors import UserError
+from nautile.layers.block import Block
+from nautile.layers.fp8 import in_fp8_
+from nautile.models.causal_lm import CausalLM
 
-Precision = Literal["fp32", "bf16"]
+Asked = Literal["auto", "fp32", "bf16", "fp8"]
+Precision = Literal["fp32", "bf16", "fp8"]
 
 
 def resolve_device(asked: str) -> tuple[torch.device, str]:
@@ -29,12 +33,24 @@ def resolve_device(asked: str) -> tuple[torch.device, str]:
     return torch.device("cpu"), "no CUDA here"
 
 
-def resolve_precision(asked: Literal["auto", "fp32", "bf16"], device: torch.device) -> tuple[Precision, str]:
-    """``fp32`` or ``bf16`` for ``auto``, and why.
+def resolve_precision(asked: Asked, device: torch.device) -> tuple[Precision, str]:
+    """What is asked for; ``fp32`` or ``bf16`` for ``auto``; and why.
 
     bf16 means autocast: matmuls in bfloat16, everything else and all master weights, gradients and optimiser state in
-    float32. It pays only where bfloat16 products are native; elsewhere they are emulated and slower than float32.
+    float32. It pays only where bfloat16 products are native; elsewhere they are emulated and slower than float32. fp8
+    is bf16 with the products of `nautile.layers.fp8` in FP8. It is never chosen unasked: it changes the numbers.
+
+    Raises:
+        UserError: ``fp8`` on a GPU that cannot multiply FP8.
     """
+    if asked == "fp8" and device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
+        raise UserError(
+            f"train.precision is fp8, and {torch.cuda.get_device_name(device)} has no FP8 products",
+            "they need compute capability 8.9 or later: Ada, Hopper, Blackwell",
+            "--train.precision bf16, or --train.device cpu, which emulates FP8 slowly",
+        )
+    if asked == "fp8" and device.type == "cpu":
+        return asked, "as asked; a CPU emulates FP8 products in float32, slower than bf16"
     if asked != "auto":
         return asked, "as asked"
     if device.type == "cuda":
@@ -53,6 +69,13 @@ def resolve_threads(asked: int | None) -> tuple[int, str]:
     if asked is not None:
         return asked, "as asked"
     return torch.get_num_threads(), "torch's own choice: one per core, unless OMP_NUM_THREADS says otherwise"
+
+
+def prepare_model_(model: CausalLM, precision: str) -> None:
+    """Give the model the layers of this precision: for fp8 other ones in its blocks, with the same parameters."""
+    if precision == "fp8":
+        for block in [module for module in model.modules() if isinstance(module, Block)]:
+            in_fp8_(block)
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:

@@ -99,8 +99,9 @@ class TrainConfig:
     """Tokens per sequence."""
     separate_documents: bool = False
     """Keep attention inside each packed document. V3 trains without this mask."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """fp32, or bf16 autocast with float32 master weights; auto asks the machine and says why."""
+    precision: Literal["auto", "fp32", "bf16", "fp8"] = "auto"
+    """fp32, bf16 autocast with float32 master weights, or that with the blocks' projections and experts in FP8 as V3
+    trained (GPUs from compute capability 8.9 on; elsewhere emulated). auto takes fp32 or bf16 and says why."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto takes CUDA if there is any."""
     threads: int | None = None

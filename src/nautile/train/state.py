@@ -8,6 +8,7 @@ from nautile.data.loader import Loader
 from nautile.data.prepare import PreparedData
 from nautile.models.deepseek_v3.model import DeepseekV3ForCausalLM
 from nautile.train.optim import build_optimizer
+from nautile.train.precision import prepare_model_
 from nautile.train.recipe import PretrainRecipe
 
 
@@ -32,6 +33,7 @@ def new_state(recipe: PretrainRecipe, data: PreparedData, device: torch.device) 
     model = DeepseekV3ForCausalLM(recipe.model)
     model.init_weights(torch.Generator().manual_seed(recipe.seed))
     model.to(device).train()
+    prepare_model_(model, recipe.train.precision)
     return TrainState(
         model=model,
         optimizer=build_optimizer(model.named_parameters(), recipe.optim),
