@@ -79,9 +79,8 @@ def test_any_number_of_threads_gives_the_same(threads: int) -> None:
     positions = torch.tensor([[299], [0], [150], [-1], [48]])
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    lse = torch.empty(5, 4, 1)
     try:
-        got = mla_decode.decode(q, q_rope, c, k_rope, positions, 0.2, lse_BHS=lse)
+        got, lse = mla_decode.decode(q, q_rope, c, k_rope, positions, 0.2)
     finally:
         torch.set_num_threads(before)
     assert (got[3] == 0).all() and (lse[3] == float("inf")).all()
@@ -106,7 +105,7 @@ def test_blocks_of_a_table_in_any_order_and_views(dtype: torch.dtype) -> None:
             table[b, t // page] = order[b, t // page]
             cache[order[b, t // page], t % page] = torch.cat([c[b, t], k_rope[b, t]])
     q_cat = torch.cat([q, q_rope], -1)
-    got = mla_decode.decode(
+    got, _ = mla_decode.decode(
         q_cat[..., :64], q_cat[..., 64:], cache[..., :64], cache[..., 64:], positions, 0.2, table_BW=table
     )
     assert_near(got, wide(q, q_rope, c, k_rope, positions, 0.2))
@@ -159,3 +158,36 @@ def test_what_native_code_does_not_take_runs_as_products(monkeypatch: pytest.Mon
     ):
         got = ops.latent_attention(*arguments, positions, 0.2)
         torch.testing.assert_close(got.double(), wide(*arguments, positions, 0.2), atol=1e-2, rtol=1e-2)
+
+
+# B, S, H, G, X, V, pages, places, table width
+PAGED = [(3, 1, 16, 1, 96, 64, 9, 8, 3), (2, 3, 6, 2, 10, 7, 7, 5, 4), (2, 2, 4, 1, 32, 32, 5, 64, 2)]
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=["f32", "bf16"])
+@pytest.mark.parametrize("shape", PAGED, ids=str)
+def test_a_paged_cache_equals_the_reference(
+    shape: tuple[int, ...], dtype: torch.dtype, causal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mla_decode, "MOST_QUERIES", 7)  # queries go in several portions
+    B, S, H, G, X, V, N, P, W = shape
+    g = torch.Generator().manual_seed(0)
+    q = torch.randn(B, S, H, X, generator=g).to(dtype)
+    cache = torch.randn(N, P, G, X, generator=g).to(dtype)
+    lengths = torch.tensor([1, W * P, 0, P + 1][:B], dtype=torch.int32)
+    table = torch.randint(0, N, (B, W), generator=g, dtype=torch.int32)
+    arguments = (q, cache, table, lengths, V, 0.2, causal)
+    with ops.use("reference"):
+        want_o, want_lse = ops.paged_mla_decode(q.double(), cache.double(), *arguments[2:])
+    used = torch.zeros(N, P, dtype=torch.bool)
+    for b, length in enumerate(lengths.tolist()):
+        for t in range(length):
+            used[table[b, t // P], t % P] = True
+        table[b, -(-length // P) :] = -9
+    cache[~used] = float("nan")
+    with ops.use("cpu"):
+        o, lse = ops.paged_mla_decode(*arguments)
+    assert o.dtype == dtype and lse.dtype == torch.float32
+    assert_near(o, want_o)
+    torch.testing.assert_close(lse, want_lse.float(), atol=1e-5, rtol=1e-5)

@@ -91,7 +91,7 @@ def latent_attention(
     inputs = (q_BSHC, q_rope_BSHR, c_BTC, k_rope_BTR)
     learns = needs_gradient(*inputs)
     if not learns and dtype == q_BSHC.dtype and mla_decode.takes(*inputs):
-        return mla_decode.decode(*inputs, positions_BS, scale)
+        return mla_decode.decode(*inputs, positions_BS, scale)[0]
     if learns or (B > 1 and S * H * c_BTC.shape[1] < _FEW):
         return reference.latent_attention(*inputs, positions_BS, scale)
     out_BSHC = torch.empty(B, S, H, C, dtype=dtype)

@@ -40,7 +40,7 @@ def takes(*tensors: Tensor) -> bool:
         return False
     _, S, H, _ = tensors[0].shape
     same = all(x.dtype == tensors[0].dtype and (x.stride(-1) == 1 or x.shape[-1] <= 1) for x in tensors)
-    return same and 0 < S * H <= MOST_QUERIES and all(x.numel() for x in tensors)
+    return same and 0 < S * H <= MOST_QUERIES and tensors[0].numel() > 0
 
 
 def decode(
@@ -51,8 +51,7 @@ def decode(
     last_BS: Tensor,
     scale: float,
     table_BW: Tensor | None = None,
-    lse_BHS: Tensor | None = None,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Attention of each query to the rows up to `last`, which is -1 where it reads none and its output is zero.
 
     Args:
@@ -63,16 +62,16 @@ def decode(
         last_BS: int64.
         scale: Factor on the scores.
         table_BW: int32: the blocks of each sequence.
-        lse_BHS: float32, written: natural logarithm of the sum of exp(score), +inf where there is no row.
 
     Returns:
-        o_BSHC in the dtype of q.
+        o_BSHC in the dtype of q, and in float32 lse_BHS, the natural logarithm of the sum of exp(score), +inf where
+        there is no row.
 
     Raises:
         ValueError: A query reads past its sequence's rows, or the table names a block that is none.
     """
     B, S, H, C = q_BSHC.shape
-    out = torch.empty(q_BSHC.shape, dtype=q_BSHC.dtype)
+    out, lse_BHS = torch.empty(q_BSHC.shape, dtype=q_BSHC.dtype), torch.empty(B, H, S)
     last = last_BS.contiguous()
     table = None if table_BW is None else table_BW.to(torch.int32).contiguous()
     problem = Problem(
@@ -81,7 +80,7 @@ def decode(
         c_NPC.data_ptr(),
         rope_NPR.data_ptr(),
         out.data_ptr(),
-        None if lse_BHS is None else lse_BHS.data_ptr(),
+        lse_BHS.data_ptr(),
         None if table is None else table.data_ptr(),
         last.data_ptr(),
         *(B, S, H, C, rope_NPR.shape[-1]),
@@ -98,7 +97,7 @@ def decode(
         raise ValueError(f"MLA decode: a query reads row {int(last.max())}, but a sequence has room for {have}")
     if wrong == 2:
         raise ValueError(f"MLA decode: the block table names a block outside [0, {c_NPC.shape[0]})")
-    return out
+    return out, lse_BHS
 
 
 @cache

@@ -67,7 +67,7 @@ constexpr int TILE = 48;  // rows; a multiple of ROWS_ONE and ROWS_TWO
 struct Problem {
     const void *q, *q_rope, *c, *rope;
     void* out;                              // [B, S, H, C], without gaps
-    float* lse;                             // [B, H, S], natural logarithm, or null
+    float* lse;                             // [B, H, S], natural logarithm
     const int32_t* table;                   // blocks of each sequence, or null: block b holds sequence b
     const int64_t* last;                    // [B, S]: last row that a query reads; -1: none
     int64_t B, S, H, C, R;                  // sequences, queries, heads, latent, rope
@@ -297,9 +297,7 @@ template <class M, class T> struct Worker {
             for (int64_t i = 0; i < parts; i++) value += sums[i][x * columns + c] * std::exp2(top[i][x] - high);
             out[to] = narrow_to<T>(none ? 0.0f : value / sum);
         }
-        if (p.lse)
-            p.lse[(b * p.H + h) * p.S + s] =
-                none ? std::numeric_limits<float>::infinity() : (high + std::log2(sum)) * LN2;
+        p.lse[(b * p.H + h) * p.S + s] = none ? std::numeric_limits<float>::infinity() : (high + std::log2(sum)) * LN2;
     }
 
     int64_t limit_of(int64_t b, int64_t s) const { return p.last[b * p.S + s] + 1; }
