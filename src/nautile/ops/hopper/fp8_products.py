@@ -1,0 +1,94 @@
+"""FP8 products on the tensor cores of a Hopper GPU; see fp8_gemm.cu for how."""
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from nautile.core.cuda_driver import Kernel, encode
+from nautile.core.jit import compile_cuda
+from nautile.ops.dispatch import forced_backend
+from nautile.ops.fp8_tensor import Fp8Tensor
+from nautile.ops.hopper import unavailable
+from nautile.ops.hopper.fp8_plan import HEADERS, KERNEL, SOURCE, Plan, Variant, movable, plan
+from nautile.ops.hopper.tiles import Grouping
+
+
+def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Hopper only; and only on demand as long as the kernels have not been run on one."""
+    reason = unavailable(device)
+    if reason is None and forced_backend() != "hopper":
+        return "not yet run on a GPU: NAUTILE_OPS=hopper forces it"
+    return reason
+
+
+def fp8_gemm(a: Fp8Tensor, b: Fp8Tensor, c_MN: Tensor | None, out_MN: Tensor) -> Tensor:
+    """See `nautile.ops.fp8_gemm`."""
+    return _product(Grouping.DENSE, a, b, None, c_MN, out_MN)
+
+
+def grouped_fp8_gemm(a: Fp8Tensor, b: Fp8Tensor, groups_M: Tensor, out_MN: Tensor, alignment: int) -> Tensor:
+    """See `nautile.ops.grouped_fp8_gemm`."""
+    return _product(Grouping.ROWS, a, b, groups_M, None, out_MN, alignment)
+
+
+def masked_fp8_gemm(a: Fp8Tensor, b: Fp8Tensor, counts_G: Tensor, out_GMN: Tensor) -> Tensor:
+    """See `nautile.ops.masked_fp8_gemm`."""
+    return _product(Grouping.MASKED, a, b, counts_G, None, out_GMN)
+
+
+def k_grouped_fp8_gemm(
+    a: Fp8Tensor, b: Fp8Tensor, ends_G: Tensor, c_GMN: Tensor | None, out_GMN: Tensor, alignment: int
+) -> Tensor:
+    """See `nautile.ops.k_grouped_fp8_gemm`."""
+    return _product(Grouping.K_GROUPS, a, b, ends_G, c_GMN, out_GMN, alignment)
+
+
+def _product(
+    grouping: Grouping,
+    a: Fp8Tensor,
+    b: Fp8Tensor,
+    layout: Tensor | None,
+    c: Tensor | None,
+    out: Tensor,
+    alignment: int = 128,
+) -> Tensor:
+    if not out.numel():
+        return out
+    if not a.shape[-1] or (b.data.dim() == 3 and not b.shape[0]):
+        return out.zero_() if c is None else out.copy_(c)
+    # Kernels write rows in one piece. C may be the result itself, and is then read before it is written.
+    result = out if out.stride(-1) == 1 else torch.empty_like(out, memory_format=torch.contiguous_format).copy_(out)
+    launch(
+        plan(
+            grouping,
+            Fp8Tensor(movable(a.data), a.scale, a.block),
+            Fp8Tensor(movable(b.data), b.scale, b.block),
+            result,
+            sms=_multiprocessors(out.device),
+            layout=None if layout is None else layout.contiguous(),
+            c=None if c is None else c if c.stride(-1) == 1 else c.contiguous(),
+            alignment=alignment,
+        ),
+        out.device,
+    )
+    return out if result is out else out.copy_(result)
+
+
+def launch(what: Plan, device: torch.device) -> None:
+    """Run it on the current stream of `device`."""
+    with torch.cuda.device(device):
+        kernel = _kernel(what.variant, device)
+        stream = torch.cuda.current_stream(device).cuda_stream
+        kernel.launch(what.how, stream, (*map(encode, what.maps), what.args))
+
+
+@cache
+def _kernel(variant: Variant, device: torch.device) -> Kernel:
+    cubin = compile_cuda(SOURCE, *HEADERS, defines=variant.defines())
+    return Kernel(cubin, KERNEL, variant.tile.shared_bytes)
+
+
+@cache
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
