@@ -15,6 +15,7 @@ from nautile import ops
 from nautile.layers.moe import router as routing
 from nautile.layers.moe.router import Router
 from nautile.models.causal_lm import CausalLM
+from nautile.ops.reference import routing as selection
 
 Break = Callable[[CausalLM, pytest.MonkeyPatch], None]
 
@@ -38,13 +39,13 @@ def on_routers(**changes: Any) -> Break:
 
 def mask_with_zero(_: CausalLM, patch: pytest.MonkeyPatch) -> None:
     """Dropped groups get 0 instead of -inf, as older code did: with negative biases they win."""
-    right = routing.keep_best_groups
+    right = selection.keep_groups
 
     def wrong(*arguments: Any) -> torch.Tensor:
         kept = right(*arguments)
         return torch.where(kept.isinf(), torch.zeros(()), kept)
 
-    patch.setattr(routing, "keep_best_groups", wrong)
+    patch.setattr(selection, "keep_groups", wrong)
 
 
 def ignore_bias(model: CausalLM, _: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from nautile.ops.projection import gated_linear, linear
     from nautile.ops.quantization import dequantize_fp8, quantize_fp8, requantize_transposed
     from nautile.ops.rotary import rotate_half_split, rotate_interleaved
+    from nautile.ops.routing import combine_tokens, permute_tokens, topk_gate
     from nautile.ops.sparse_attention import gathered_attention, selected_attention
     from nautile.ops.sparse_prefill import sparse_mla_prefill
     from nautile.ops.split_plan import plan_splits
@@ -35,6 +36,7 @@ _HOME = {
     "cached_attention": "cached",
     "causal_attention": "attention",
     "choices": "dispatch",
+    "combine_tokens": "routing",
     "dequantize_fp8": "quantization",
     "fp8_gemm": "fp8_products",
     "gated_linear": "projection",
@@ -54,6 +56,7 @@ _HOME = {
     "paged_mla_decode": "paged_latents",
     "paged_mqa_logits": "index_logits",
     "paged_sparse_mla_decode": "paged_latents",
+    "permute_tokens": "routing",
     "plan_splits": "split_plan",
     "quantize_fp8": "quantization",
     "quantize_latents": "latent_bytes",
@@ -68,6 +71,7 @@ _HOME = {
     "swiglu_quantize": "swiglu_quantization",
     "swiglu_quantize_backward": "swiglu_quantization",
     "top_rows": "indexer",
+    "topk_gate": "routing",
     "use": "dispatch",
 }
 
@@ -76,6 +80,7 @@ __all__ = [
     "cached_attention",
     "causal_attention",
     "choices",
+    "combine_tokens",
     "dequantize_fp8",
     "fp8_gemm",
     "gated_linear",
@@ -95,6 +100,7 @@ __all__ = [
     "paged_mla_decode",
     "paged_mqa_logits",
     "paged_sparse_mla_decode",
+    "permute_tokens",
     "plan_splits",
     "quantize_fp8",
     "quantize_latents",
@@ -109,6 +115,7 @@ __all__ = [
     "swiglu_quantize",
     "swiglu_quantize_backward",
     "top_rows",
+    "topk_gate",
     "use",
 ]
 

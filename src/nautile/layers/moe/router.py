@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nautile import ops
 from nautile.layers.moe.balance import sequence_balance_loss
 
 ScoringFunc = Literal["sigmoid", "softmax"]
@@ -26,7 +27,7 @@ class Routing:
     """The router's decision for T tokens."""
 
     experts_TK: Tensor
-    """int64 [T, K]: chosen experts, in no particular order."""
+    """int64 [T, K]: chosen experts, best first."""
     weights_TK: Tensor
     """float32 [T, K]: weight of each chosen expert's output."""
     counts_E: Tensor
@@ -41,26 +42,15 @@ def affinities(logits_TE: Tensor, scoring_func: ScoringFunc) -> Tensor:
     return logits_TE.sigmoid() if scoring_func == "sigmoid" else logits_TE.softmax(dim=-1)
 
 
-def keep_best_groups(choice_TE: Tensor, group_scores_TG: Tensor, topk_group: int) -> Tensor:
-    """Set the experts outside each token's `topk_group` best groups to −inf."""
-    T, G = group_scores_TG.shape
-    best_TG = group_scores_TG.topk(topk_group, dim=-1, sorted=False).indices
-    dropped_TG = torch.ones_like(group_scores_TG, dtype=torch.bool).scatter_(1, best_TG, False)
-    return choice_TE.view(T, G, -1).masked_fill(dropped_TG[..., None], float("-inf")).view(T, -1)
-
-
 @torch.no_grad()
 def select(
     scores_TE: Tensor, bias_E: Tensor | None, method: TopkMethod, k: int, n_group: int, topk_group: int
 ) -> Tensor:
-    """int64 [T, K]: chosen experts. `bias_E` is used by noaux_tc only."""
+    """int64 [T, K]: chosen experts, best first. `bias_E` is used by noaux_tc only."""
     choice_TE = scores_TE if bias_E is None else scores_TE + bias_E
-    if method != "greedy" and topk_group < n_group:
-        grouped_TGM = choice_TE.view(choice_TE.shape[0], n_group, -1)
-        two_best = method == "noaux_tc"
-        group_scores_TG = grouped_TGM.topk(2, dim=-1).values.sum(-1) if two_best else grouped_TGM.amax(-1)
-        choice_TE = keep_best_groups(choice_TE, group_scores_TG, topk_group)
-    return choice_TE.topk(k, dim=-1, sorted=False).indices
+    if method == "greedy":
+        return ops.topk_gate(choice_TE, k)
+    return ops.topk_gate(choice_TE, k, n_group, topk_group, "top2_sum" if method == "noaux_tc" else "max")
 
 
 def visits(experts_TK: Tensor, E: int) -> Tensor:
