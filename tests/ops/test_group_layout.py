@@ -50,7 +50,7 @@ def test_runs_leave_padding_out_and_keep_order() -> None:
     [
         ([0, 3], "groups in [0, 3) or -1 for padding, got 0 to 3"),
         ([-2, 0], "got -2 to 0"),
-        ([0] * 8 + [1] * 8, "rows 0 to 15 mix groups [0, 1]; begin every group at a multiple of 16"),
+        ([0] * 8 + [1] * 8, "rows 0 to 15 mix groups [0, 1]; begin each group at a multiple of 16"),
         ([-1] * 8 + [1] * 8, "rows 0 to 15 mix groups [-1, 1]"),
         ([0] * 16 + [2, 1], "rows 16 to 17 mix groups [1, 2]"),
     ],

@@ -9,7 +9,7 @@ below the smallest normal one of its new tile. Everything is e4m3, products are 
 weights leave in their own dtype (float32 master weights).
 
 Sizes need not be multiples of 128: the last block of a row is filled with zeros, which add nothing. NaN and infinity
-come out as NaN, for whoever watches the loss or the gradient's norm.
+are passed on, to whoever watches the loss or the gradient's norm.
 
 R rows (tokens), D inputs, O outputs, G groups (experts).
 """

@@ -81,7 +81,7 @@ def check_rows(op: str, groups_M: Tensor, G: int, alignment: int) -> None:
         start = int(mixed.int().argmax()) * alignment
         found = groups_M[start : start + alignment]
         raise ValueError(
-            f"{op}: rows {start} to {start + len(found) - 1} mix groups {found.unique().tolist()}; begin every group at "
+            f"{op}: rows {start} to {start + len(found) - 1} mix groups {found.unique().tolist()}; begin each group at "
             f"a multiple of {alignment} (group_layout.ends_of), or give the alignment that yours have"
         )
 
