@@ -138,7 +138,8 @@ def test_gathered_and_masked_forms_have_the_same_gradients() -> None:
     angles = attention.rope.cos_sin(ctx.positions_BS)
     projected = attention.project(x, ctx)
     selection = (x, attention.query_source(x), attention.indexer.keys(x, angles), angles, causal(ctx))
-    masked = attention.attend_selected(*projected, attention.indexer.mask(*selection))
+    mask = attention.indexer.mask(*selection)
+    masked = ops.selected_attention(*attention.expand(*projected), mask, attention.scale)
     gathered = attention.attend_gathered(*projected, attention.indexer.rows(*selection))
     torch.testing.assert_close(masked, gathered, atol=1e-12, rtol=1e-12)
     weights = [p for name, p in attention.named_parameters() if not name.startswith(("indexer", "o_proj"))]

@@ -15,7 +15,7 @@ from nautile.train.recipe import PretrainRecipe, load_recipe
 
 if TYPE_CHECKING:
     from nautile.data.prepare import PreparedData
-    from nautile.models.deepseek_v3.model import DeepseekV3ForCausalLM
+    from nautile.models.causal_lm import CausalLM
 
 EXAMPLES = ("nautile demo", "nautile demo --seconds 600 --out runs/long-demo")
 
@@ -137,11 +137,11 @@ def fit_into(seconds: float, recipe: PretrainRecipe, data: "PreparedData") -> Pr
     )
 
 
-def sampler(data: "PreparedData") -> "Callable[[DeepseekV3ForCausalLM], list[dict[str, Any]]]":
+def sampler(data: "PreparedData") -> "Callable[[CausalLM], list[dict[str, Any]]]":
     """What the model writes on the way and at the end: code continued, and a line of a held-out file filled in."""
     hole = find_hole(data)
 
-    def sample(model: "DeepseekV3ForCausalLM") -> list[dict[str, Any]]:
+    def sample(model: "CausalLM") -> list[dict[str, Any]]:
         from nautile.infer.llm import LLM
         from nautile.infer.params import SamplingParams
 

@@ -17,7 +17,7 @@ from nautile.train.recipe import PretrainRecipe, load_recipe, recorded_recipe, s
 
 if TYPE_CHECKING:
     from nautile.data.prepare import PreparedData
-    from nautile.models.deepseek_v3.model import DeepseekV3ForCausalLM
+    from nautile.models.causal_lm import CausalLM
 
 EXAMPLES = (
     "nautile pretrain v3-micro --train.steps 40 --out runs/first",
@@ -120,10 +120,10 @@ def free_folder(wanted: Path) -> Path:
 
 def held_out_sampler(
     data: "PreparedData", texts: int = 3, max_tokens: int = 64
-) -> "Callable[[DeepseekV3ForCausalLM], list[dict[str, Any]]]":
+) -> "Callable[[CausalLM], list[dict[str, Any]]]":
     """A sampler that continues held-out documents from their middle: text that the model never saw."""
 
-    def sample(model: "DeepseekV3ForCausalLM") -> list[dict[str, Any]]:
+    def sample(model: "CausalLM") -> list[dict[str, Any]]:
         from nautile.infer.llm import LLM
         from nautile.infer.params import SamplingParams
 

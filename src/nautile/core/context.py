@@ -5,10 +5,17 @@ no module state that a forward changes.
 """
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
+
+IndexStage = Literal["dense", "warmup", "sparse"]
+"""What attention behind an indexer does while it is trained (DeepSeek-V3.2-Exp §2.1.1).
+
+dense: everything is read, the indexer rests. warmup: everything is read, and the indexer learns how. sparse: what the
+indexer selects is read, and it learns how that is read.
+"""
 
 
 @dataclass(frozen=True)
@@ -56,13 +63,17 @@ class ForwardContext:
     """Past tokens; None in training."""
     from_start: bool = False
     """With a cache: every row starts at position 0, so attention needs no past rows (the prefill of a prompt)."""
+    index_stage: IndexStage | None = None
+    """Without a cache: the stage of an indexer's training. None: what it selects is read, and nothing is learned."""
 
     @classmethod
-    def for_tokens(cls, tokens_BS: Tensor, cu_seqlens: Tensor | None = None) -> "ForwardContext":
+    def for_tokens(
+        cls, tokens_BS: Tensor, cu_seqlens: Tensor | None = None, index_stage: IndexStage | None = None
+    ) -> "ForwardContext":
         """Context of whole sequences that start at position 0, without a cache."""
         B, S = tokens_BS.shape
         positions_BS = torch.arange(S, device=tokens_BS.device).expand(B, S)
-        return cls(tokens_BS, positions_BS, cu_seqlens)
+        return cls(tokens_BS, positions_BS, cu_seqlens, index_stage=index_stage)
 
     def document_ids_BS(self) -> Tensor | None:
         """int64 [B, S], equal for tokens of one document; None when attention may cross documents."""

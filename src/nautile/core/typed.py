@@ -2,7 +2,7 @@
 
 import types
 from collections.abc import Callable, Mapping
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -32,6 +32,8 @@ class Mismatch(Exception):  # noqa: N818 - not an error for people: the caller a
 
 def read_value(hint: Any, value: Any, path: KeyPath, read_section: ReadSection) -> Any:
     """`value` as `hint`, which may be a scalar type, Literal, Optional, tuple, list, dict, dataclass or Any.
+
+    Of a union of dataclasses it is the first that has all the keys, or else, for what is wrong with them, the first.
 
     Integers pass for floats, as does text like ``1e-3`` (PyYAML follows YAML 1.1, where that is no number).
     Booleans never pass for numbers.
@@ -108,8 +110,9 @@ def _read_literal(choices: tuple[Any, ...], value: Any, path: KeyPath) -> Any:
 def _read_union(options: tuple[Any, ...], value: Any, path: KeyPath, read_section: ReadSection) -> Any:
     if isinstance(value, Mapping):
         sections = [option for option in options if is_dataclass(option)]
-        if len(sections) == 1:  # so that a mistake inside is reported as such, not as "none of these types"
-            return read_value(sections[0], value, path, read_section)
+        if sections:  # so that a mistake inside is reported as such, not as "none of these types"
+            fitting = (s for s in sections if set(value) <= {field.name for field in fields(s)})
+            return read_value(next(fitting, sections[0]), value, path, read_section)
     for option in options:
         try:
             return read_value(option, value, path, read_section)

@@ -28,6 +28,8 @@ class BlockState:
     ctx: ForwardContext
     routing: Routing | None = None
     """Set by dispatch."""
+    index_loss: Tensor | None = None
+    """Set by attention whose indexer is being trained: its loss per token, which reaches nothing but the indexer."""
     branch: tuple[Tensor, ...] = ()
     """Tensors of the MoE branch on their way: inputs after dispatch, outputs after experts."""
 
@@ -66,8 +68,8 @@ class Block(nn.Module):
         return state
 
     def attention(self, state: BlockState) -> BlockState:
-        x_BSD = residual(state.x_BSD, lambda x: self.self_attn(self.input_layernorm(x), state.ctx))
-        return replace(state, x_BSD=x_BSD)
+        y_BSD, index_loss = self.self_attn.attend(self.input_layernorm(read(state.x_BSD)), state.ctx)
+        return replace(state, x_BSD=write(state.x_BSD, y_BSD), index_loss=index_loss)
 
     def dense(self, state: BlockState) -> BlockState:
         x_BSD = residual(state.x_BSD, lambda x: self.mlp(self.post_attention_layernorm(x)))

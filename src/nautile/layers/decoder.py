@@ -19,6 +19,8 @@ class DecoderOutput:
     """Hidden states after the final norm, ready for the output head."""
     routing: tuple[Routing, ...]
     """The decision of each MoE layer, bottom to top."""
+    index_losses: tuple[Tensor, ...] = ()
+    """The loss of each layer's indexer while indexers are trained, bottom to top."""
 
 
 class Decoder(nn.Module):
@@ -32,13 +34,15 @@ class Decoder(nn.Module):
 
     def forward(self, ctx: ForwardContext) -> DecoderOutput:
         x_BSD = self.embed_tokens(ctx.tokens_BS)
-        routing = []
+        routing, index_losses = [], []
         for block in self.layers:
             state = block(x_BSD, ctx)
             x_BSD = state.x_BSD
             if state.routing is not None:
                 routing.append(state.routing)
-        return DecoderOutput(self.norm(x_BSD), tuple(routing))
+            if state.index_loss is not None:
+                index_losses.append(state.index_loss)
+        return DecoderOutput(self.norm(x_BSD), tuple(routing), tuple(index_losses))
 
     def cache_specs(self) -> list[CacheSpec]:
         """What each layer stores per token, bottom to top."""

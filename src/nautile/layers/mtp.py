@@ -44,4 +44,5 @@ class MTPModule(nn.Module):
         # Back to the width of the embedding: under autocast the residual stream stays float32 here, too.
         state = self.block(self.eh_proj(joined).to(embedded_BSD.dtype), ctx)
         routing = () if state.routing is None else (state.routing,)
-        return DecoderOutput(self.shared_head(state.x_BSD), routing)
+        index_losses = () if state.index_loss is None else (state.index_loss,)
+        return DecoderOutput(self.shared_head(state.x_BSD), routing, index_losses)

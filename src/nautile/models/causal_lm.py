@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from nautile.checkpoint.allocate import float32_names
 from nautile.core.context import CacheSpec, ForwardContext
+from nautile.layers.attention.indexer import Indexer
 from nautile.layers.block import Block
 from nautile.layers.decoder import Decoder, DecoderOutput
 from nautile.layers.linear import Linear
@@ -108,6 +109,10 @@ class CausalLM(nn.Module):
     def expert_parameters(self) -> list[nn.Parameter]:
         """Weights of the routed experts: what expert parallelism shards."""
         return [p for module in self.modules() if isinstance(module, Experts) for p in module.parameters()]
+
+    def indexer_parameters(self) -> list[nn.Parameter]:
+        """Weights of the indexers of sparse attention: what a loss of its own trains."""
+        return [p for module in self.modules() if isinstance(module, Indexer) for p in module.parameters()]
 
     def cache_specs(self) -> list[CacheSpec]:
         """What each decoder layer stores per token, bottom to top."""

@@ -85,7 +85,7 @@ class _BlockedKl(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyrefly: ignore
         return *((grad * g).to(g.dtype) for g in ctx.saved_tensors), *(None,) * 7
 
 

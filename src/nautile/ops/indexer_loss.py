@@ -21,9 +21,9 @@ def indexer_kl(
 ) -> Tensor:
     """Σ_s KL(p_s ‖ softmax(I_s)): how far the indexer is from the attention beside it.
 
-    ``p_st = (1/H) Σ_h softmax_t(scale · q_sh · k_th)`` and ``I_st = Σ_j w_sj · relu(index_q_sj · index_k_t)``, both over
-    the same positions t: with `selected_BSS` the selected ones (the sparse stage, where the main attention reads no
-    others), otherwise all of s's document up to s (the dense warm-up). The head-mean is the head-sum after
+    ``p_st = (1/H) Σ_h softmax_t(scale · q_sh · k_th)`` and ``I_st = Σ_j w_sj · relu(index_q_sj · index_k_t)``, both
+    over the same positions t: with `selected_BSS` the selected ones (the sparse stage, where the main attention reads
+    no others), otherwise all of s's document up to s (the dense warm-up). The head-mean is the head-sum after
     L1-normalisation. A position that sees nothing costs nothing.
 
     Differentiable in index_q, index_k and weights; q and k are the target and get no gradient. No backend but the

@@ -5,12 +5,13 @@ from typing import Any
 
 from nautile.core.log import log
 from nautile.core.run_folder import atomic_folder
-from nautile.models.deepseek_v3.model import DeepseekV3ForCausalLM
+from nautile.models.causal_lm import CausalLM
 from nautile.models.io import save_model
 from nautile.train.begin import Session
+from nautile.train.schedule import settings_at
 from nautile.train.validate import bits_per_byte
 
-Sampler = Callable[[DeepseekV3ForCausalLM], list[dict[str, Any]]]
+Sampler = Callable[[CausalLM], list[dict[str, Any]]]
 """Model → texts it wrote, each with "prompt" and "text"; each becomes a line of samples.jsonl."""
 
 
@@ -24,6 +25,7 @@ def validate(session: Session, tokens: int) -> float:
         tokens,
         recipe.train.precision,
         recipe.train.separate_documents,
+        settings_at(recipe, max(session.state.step - 1, 0)).index_stage,
     )
     log(
         f"step {session.state.step}: {result:.3f} bits per byte on held-out text "

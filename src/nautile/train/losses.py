@@ -1,9 +1,10 @@
 """The training loss of DeepSeek-V3: next token, multi-token prediction, sequence-wise balance.
 
-    L = L_main + λ/D · Σ_k L_k + α · Σ_layers L_bal          (V3 paper eq. 24-25 and 17-20)
+    L = L_main + λ/D · Σ_k L_k + α · Σ_layers L_bal + ω · Σ_layers L_I          (V3 paper eq. 24-25 and 17-20)
 
 L_k = −(1/T) Σ log P(t_{i+1+k}): like the paper it divides by all T positions of a sequence, although module k has no
-target at the last k of them.
+target at the last k of them. L_I is the loss of a V3.2 model's indexers (V3.2-Exp eq. 3 and 4), per token; its gradient
+reaches nothing but them, and that of the rest does not reach them.
 
 Letters: B sequences, S tokens each, W = S + 1 tokens of the training window, D model width, T = B·S, E experts.
 """
@@ -14,8 +15,8 @@ import torch
 from torch import Tensor
 
 from nautile import ops
-from nautile.core.context import ForwardContext
-from nautile.models.deepseek_v3.model import DeepseekV3ForCausalLM
+from nautile.core.context import ForwardContext, IndexStage
+from nautile.models.causal_lm import CausalLM
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Losses:
     """[depths], detached: L_k of each MTP module; empty without MTP."""
     balance: Tensor
     """Scalar, detached: Σ over the MoE layers, without α."""
+    index: Tensor
+    """Scalar, detached: Σ over the indexers in nats per token, without ω; 0 where none is trained."""
     counts: tuple[Tensor, ...]
     """int64 [E] per router, in the order of `model.routers()`: tokens that chose each expert."""
 
@@ -39,11 +42,13 @@ class Losses:
 
 
 def pretrain_loss(
-    model: DeepseekV3ForCausalLM,
+    model: CausalLM,
     tokens_BW: Tensor,
     mtp_weight: float,
     balance_alpha: float,
     cu_seqlens: Tensor | None = None,
+    index_weight: float = 1.0,
+    index_stage: IndexStage | None = None,
 ) -> Losses:
     """Forward pass and loss of a window of tokens.
 
@@ -52,8 +57,10 @@ def pretrain_loss(
         mtp_weight: λ.
         balance_alpha: α.
         cu_seqlens: Document starts in the flattened [B·S] input; None lets attention cross documents, as V3 does.
+        index_weight: ω.
+        index_stage: What attention behind indexers reads, and whether they learn; of no meaning without indexers.
     """
-    ctx = ForwardContext.for_tokens(tokens_BW[:, :-1], cu_seqlens)
+    ctx = ForwardContext.for_tokens(tokens_BW[:, :-1], cu_seqlens, index_stage)
     output = model.hidden(ctx)
     main = cross_entropy_per_position(model, output.hidden_BSD, tokens_BW, ahead=1)
 
@@ -63,7 +70,12 @@ def pretrain_loss(
     routing = [*output.routing, *(r for m in modules for r in m.routing)]
     balance = sum((r.balance_loss for r in routing if r.balance_loss is not None), start=main.new_zeros(()))
 
+    index_losses = [*output.index_losses, *(loss for m in modules for loss in m.index_losses)]
+    index = sum(index_losses, start=main.new_zeros(()))
+
     total = main + balance_alpha * balance
+    if index_losses:
+        total = total + index_weight * index
     if mtp:
         total = total + mtp_weight / len(mtp) * sum(mtp)
     return Losses(
@@ -71,13 +83,12 @@ def pretrain_loss(
         main=main.detach(),
         mtp=torch.stack(mtp).detach() if mtp else main.new_zeros(0),
         balance=balance.detach(),
+        index=index.detach(),
         counts=tuple(r.counts_E for r in routing),
     )
 
 
-def cross_entropy_per_position(
-    model: DeepseekV3ForCausalLM, hidden_BSD: Tensor, tokens_BW: Tensor, ahead: int
-) -> Tensor:
+def cross_entropy_per_position(model: CausalLM, hidden_BSD: Tensor, tokens_BW: Tensor, ahead: int) -> Tensor:
     """−(1/T) Σ log P(t_{i+ahead} | position i), over the positions that have such a token in the window."""
     targets = tokens_BW[:, ahead:]
     positions = targets.shape[1]

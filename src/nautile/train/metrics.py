@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nautile.models.accounting.flops import mtp_train_flops, train_flops
 from nautile.models.accounting.shape import shape_from_config
-from nautile.models.deepseek_v3.config import DeepseekV3Config
+from nautile.models.config import MultiTokenPrediction
 from nautile.train.losses import Losses
 from nautile.train.schedule import StepSettings
 
@@ -34,7 +34,7 @@ class Speed:
         return {"tokens_per_second": rate, "gflops": rate * self.flops_per_token / 1e9}
 
 
-def training_flops_per_token(model: DeepseekV3Config, sequence_length: int) -> float:
+def training_flops_per_token(model: MultiTokenPrediction, sequence_length: int) -> float:
     """Forward and backward, MTP modules included: the model's own arithmetic, without what an implementation adds."""
     shape = shape_from_config(model.to_hf())
     return train_flops(shape, sequence_length).all + mtp_train_flops(shape, sequence_length).all
@@ -51,6 +51,7 @@ def measurements(losses: Losses, grad_norm: Tensor, settings: StepSettings, spee
         "loss": losses.main.item(),
         "mtp_loss": losses.mtp.tolist(),
         "balance_loss": losses.balance.item(),
+        **({"index_loss": losses.index.item(), "index_stage": settings.index_stage} if settings.index_stage else {}),
         "grad_norm": grad_norm.item(),
         "lr": settings.lr,
         "mtp_weight": settings.mtp_weight,
@@ -65,6 +66,8 @@ def log_line(line: dict[str, Any]) -> str:
     """The record as a person reads it."""
     parts = [f"loss {line['loss']:.4f}"]
     parts += [f"mtp {loss:.4f}" for loss in line["mtp_loss"]]
+    if line.get("index_stage", "dense") != "dense":
+        parts.append(f"index {line['index_loss']:.4f}")
     parts += [f"lr {line['lr']:.2e}", f"{line['tokens_per_second']:,.0f} tok/s"]
     if load := line["load_max_over_mean"]:
         parts.append(f"load max/mean {sum(load) / len(load):.2f}")
@@ -78,4 +81,5 @@ def merge(losses: Sequence[Losses]) -> Losses:
         return torch.stack([getattr(part, name).detach() for part in losses]).mean(0)
 
     counts = tuple(torch.stack(per_router).sum(0) for per_router in zip(*(part.counts for part in losses), strict=True))
-    return Losses(total=mean("total"), main=mean("main"), mtp=mean("mtp"), balance=mean("balance"), counts=counts)
+    means = {name: mean(name) for name in ("total", "main", "mtp", "balance", "index")}
+    return Losses(**means, counts=counts)

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from nautile.models.causal_lm import CausalLM
 from nautile.train.recipe import OptimConfig
 
 
@@ -33,6 +34,25 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Use this learning rate in the next step."""
     for group in optimizer.param_groups:
         group["lr"] = lr
+
+
+def train_only_indexers_(model: CausalLM, only: bool) -> None:
+    """Freeze all else, or nothing. A frozen parameter gets no gradient, and AdamW leaves alone what has none."""
+    theirs = {id(parameter) for parameter in model.indexer_parameters()}
+    for parameter in model.parameters():
+        parameter.requires_grad_(not only or id(parameter) in theirs)
+
+
+def clip_gradients_(model: CausalLM, max_norm: float) -> tuple[Tensor, Tensor | None]:
+    """Clip the gradient of the indexers, which is another loss's, apart from that of the rest.
+
+    Returns:
+        The norms before: of the rest, and of the indexers, None without any. A part without gradient has norm 0.
+    """
+    indexers = model.indexer_parameters()
+    theirs = {id(parameter) for parameter in indexers}
+    rest = clip_gradient_([p for p in model.parameters() if id(p) not in theirs], max_norm)
+    return rest, clip_gradient_(indexers, max_norm) if indexers else None
 
 
 def clip_gradient_(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:

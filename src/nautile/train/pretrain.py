@@ -1,4 +1,4 @@
-"""Pre-training, as in the DeepSeek-V3 paper (arXiv 2412.19437, §2 and §4.2)."""
+"""Pre-training, as in the DeepSeek-V3 paper (arXiv 2412.19437, §2 and §4.2), and of V3.2's sparse attention."""
 
 import math
 import time
@@ -17,7 +17,7 @@ from nautile.train.begin import Session, already_finished, begin
 from nautile.train.finish import Sampler, finish, validate, write_samples
 from nautile.train.interrupt import stop_on_signals
 from nautile.train.losses import Losses, pretrain_loss
-from nautile.train.optim import clip_gradient_, set_learning_rate
+from nautile.train.optim import clip_gradients_, set_learning_rate, train_only_indexers_
 from nautile.train.precision import autocast
 from nautile.train.recipe import PretrainRecipe
 from nautile.train.schedule import StepSettings, settings_at
@@ -68,9 +68,11 @@ def _pretrain(
             started = time.perf_counter()
             settings = settings_at(recipe, state.step)
 
+            train_only_indexers_(state.model, settings.index_stage == "warmup")
             losses = accumulate_gradients(recipe, state, session.device, settings)
-            grad_norm = clip_gradient_(state.model.parameters(), recipe.optim.clip_norm)
-            _require_finite(state.step + 1, losses, grad_norm, run)
+            grad_norm, index_norm = clip_gradients_(state.model, recipe.optim.clip_norm)
+            for norm in (grad_norm, index_norm):
+                _require_finite(state.step + 1, losses, norm, run)
 
             set_learning_rate(state.optimizer, settings.lr)
             state.optimizer.step()
@@ -104,6 +106,8 @@ def accumulate_gradients(
                 settings.mtp_weight,
                 recipe.model.aux_loss_alpha,
                 cu_seqlens,
+                recipe.indexer.weight,
+                settings.index_stage,
             )
         (losses.total / micro_batches).backward()
         parts.append(losses.detached())
@@ -132,8 +136,8 @@ def _after_step(
     return text
 
 
-def _require_finite(step: int, losses: Losses, grad_norm: Tensor, run: RunFolder) -> None:
-    if not math.isfinite(grad_norm.item()):
+def _require_finite(step: int, losses: Losses, grad_norm: Tensor | None, run: RunFolder) -> None:
+    if grad_norm is not None and not math.isfinite(grad_norm.item()):
         raise NautileError(
             f"step {step}: the gradient's norm is {grad_norm.item()}, the loss {losses.main.item()}",
             "an update with it would destroy the weights, so training stops before it",

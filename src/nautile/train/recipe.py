@@ -12,10 +12,14 @@ from typing import Any, Literal
 from nautile.core.config import difference, from_mapping, load_yaml, nearest, to_mapping
 from nautile.core.errors import UserError
 from nautile.data.config import DataConfig
-from nautile.models.deepseek_v3.config import PRESETS, DeepseekV3Config
+from nautile.models.deepseek_v3 import config as v3
+from nautile.models.deepseek_v3.config import DeepseekV3Config
+from nautile.models.deepseek_v32 import config as v32
+from nautile.models.deepseek_v32.config import DeepseekV32Config
 from nautile.text.config import TokenizerConfig
 from nautile.train.rules import rules
 
+PRESETS = {"model": {**v3.PRESETS, **v32.PRESETS}}
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 
 
@@ -84,6 +88,25 @@ class BalanceConfig:
 
 
 @dataclass(frozen=True)
+class IndexerConfig:
+    """Training of a V3.2 model's indexers in up to three stretches (V3.2-Exp §2.1.1). Without indexers of no meaning.
+
+    First attention reads everything and the indexers rest, as V3 trains. Then all but the indexers is frozen, and they
+    learn how attention reads everything. From there on attention reads what they select, everything is trained, and
+    they learn how that is read.
+    """
+
+    dense_until: float = 0.0
+    """End of the first stretch, as a fraction of train.steps."""
+    warmup_until: float = 0.0
+    """End of the second one (V3.2: 1000 steps of 2.1 billion tokens in all)."""
+    warmup_lr: float = 1e-3
+    """Learning rate of the second one, constant (V3.2: 1e-3)."""
+    weight: float = 1.0
+    """ω: factor on the indexers' loss. Their gradient is clipped apart from the rest, so ω weighs only below there."""
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """Length, batch and bookkeeping of the run."""
 
@@ -124,13 +147,13 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainRecipe:
-    """A pre-training run of a DeepSeek-V3 model."""
+    """A pre-training run of a DeepSeek-V3 or V3.2 model."""
 
     name: str = "pretrain"
     """Name of the run; its folder is runs/NAME unless --out says otherwise."""
     seed: int = 0
     """Seed of the initial weights and of the order of the data."""
-    model: DeepseekV3Config
+    model: DeepseekV3Config | DeepseekV32Config
     """Shape of the model; `preset: v3-micro` starts from a named one."""
     tokenizer: TokenizerConfig
     """Tokenizer to train on the corpus, or an existing one."""
@@ -144,6 +167,8 @@ class PretrainRecipe:
     """Multi-token prediction."""
     balance: BalanceConfig = field(default_factory=BalanceConfig)
     """Expert load."""
+    indexer: IndexerConfig = field(default_factory=IndexerConfig)
+    """Indexers of a V3.2 model."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """Length, batch, bookkeeping."""
 
@@ -172,7 +197,7 @@ def load_recipe(name_or_path: str, overrides: Mapping[str, object] | None = None
     Raises:
         UserError: unknown name (with the nearest one), unknown key, wrong type, contradiction.
     """
-    recipe = load_yaml(PretrainRecipe, recipe_path(name_or_path), presets={"model": PRESETS})
+    recipe = load_yaml(PretrainRecipe, recipe_path(name_or_path), presets=PRESETS)
     if overrides:
         recipe = from_mapping(PretrainRecipe, _overridden(to_mapping(recipe), overrides), where="override")
     recipe.check()
@@ -185,7 +210,7 @@ def recorded_recipe(path: Path) -> PretrainRecipe:
     Raises:
         UserError: unknown key, wrong type.
     """
-    return load_yaml(PretrainRecipe, path, presets={"model": PRESETS})
+    return load_yaml(PretrainRecipe, path, presets=PRESETS)
 
 
 def _overridden(values: dict[str, Any], overrides: Mapping[str, object]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from nautile.models.deepseek_v32.config import DeepseekV32Config
 from nautile.text.config import belongs
 
 if TYPE_CHECKING:
@@ -32,12 +33,14 @@ def rules(r: "PretrainRecipe") -> list[Rule]:
     }
     places = (s.constant_until, s.cosine_until, s.floor_until)
     fractions = [*places, *s.decay_at, r.mtp.switch_at, r.balance.bias_until]
+    fractions += [r.indexer.dense_until, r.indexer.warmup_until]
     shares = {
         "schedule.floor": s.floor,
         "schedule.final": s.final,
         "schedule.decay_factor": s.decay_factor,
     }
-    weights = [r.optim.weight_decay, r.mtp.weight, r.mtp.final_weight, r.balance.bias_speed]
+    weights = [r.optim.weight_decay, r.mtp.weight, r.mtp.final_weight, r.balance.bias_speed, r.indexer.weight]
+    stretches = (r.indexer.dense_until, r.indexer.warmup_until)
     return [
         *(
             (n > 0, f"{name} is {n}", "it counts something that must happen", "give at least 1")
@@ -77,7 +80,8 @@ def rules(r: "PretrainRecipe") -> list[Rule]:
         ),
         (
             all(0 <= x <= 1 for x in fractions),
-            f"a place in schedule, mtp or balance lies outside 0..1: {[x for x in fractions if not 0 <= x <= 1]}",
+            "a place in schedule, mtp, balance or indexer lies outside 0..1: "
+            f"{[x for x in fractions if not 0 <= x <= 1]}",
             "places are fractions of train.steps",
             "give a number between 0 and 1",
         ),
@@ -86,6 +90,25 @@ def rules(r: "PretrainRecipe") -> list[Rule]:
             f"the schedule's places are out of order: {places}, decay_at {s.decay_at}",
             "each stretch of the learning rate begins where the one before it ends",
             "order constant_until <= cosine_until <= floor_until, and decay_at",
+        ),
+        (
+            stretches == (0.0, 0.0) or isinstance(r.model, DeepseekV32Config),
+            f"indexer.dense_until is {stretches[0]}, indexer.warmup_until {stretches[1]}, and the model "
+            f"{r.model.MODEL_TYPE}",
+            "it has no indexers",
+            "leave the section indexer out, or take a model of V3.2, such as the recipe v32-nano's",
+        ),
+        (
+            stretches[0] <= stretches[1] or stretches[1] == 0.0,
+            f"indexer.dense_until {stretches[0]} lies after indexer.warmup_until {stretches[1]}",
+            "the warm-up begins where the dense stretch ends",
+            f"indexer.warmup_until {stretches[0]} for none, or more",
+        ),
+        (
+            r.indexer.warmup_lr > 0,
+            f"indexer.warmup_lr is {r.indexer.warmup_lr}",
+            "it must be positive",
+            "V3.2 took 1e-3",
         ),
         *(
             (0 <= x <= 1, f"{name} is {x}", "it is a fraction of the learning rate", "give a number between 0 and 1")
@@ -115,7 +138,7 @@ def rules(r: "PretrainRecipe") -> list[Rule]:
         (
             min(weights) >= 0,
             f"a weight is negative: {min(weights)}",
-            "weight_decay, mtp weights, bias_speed and alpha push one way only",
+            "weight_decay, mtp and indexer weights, bias_speed and alpha push one way only",
             "use 0 to switch one off",
         ),
     ]

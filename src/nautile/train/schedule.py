@@ -7,7 +7,9 @@ DeepSeek-V3 paper §4.2; DeepSeek-V2 paper §3.1.2; DeepSeekMoE paper §4.1.
 import math
 from dataclasses import dataclass
 
-from nautile.train.recipe import BalanceConfig, MtpConfig, PretrainRecipe, ScheduleConfig
+from nautile.core.context import IndexStage
+from nautile.models.deepseek_v32.config import DeepseekV32Config
+from nautile.train.recipe import BalanceConfig, IndexerConfig, MtpConfig, PretrainRecipe, ScheduleConfig
 
 
 @dataclass(frozen=True)
@@ -19,15 +21,21 @@ class StepSettings:
     """λ"""
     bias_speed: float
     """γ"""
+    index_stage: IndexStage | None = None
+    """What a V3.2 model's attention reads and whether its indexers learn; None for a model without indexers."""
 
 
 def settings_at(recipe: PretrainRecipe, step: int) -> StepSettings:
     """All scheduled quantities of this step."""
     place = step / recipe.train.steps
+    stage = index_stage(recipe.indexer, place) if isinstance(recipe.model, DeepseekV32Config) else None
+    warming_up = stage == "warmup"  # nothing moves but the indexers, at a rate of their own
+    shaped = recipe.optim.lr * learning_rate_factor(recipe.schedule, step, recipe.train.steps)
     return StepSettings(
-        lr=recipe.optim.lr * learning_rate_factor(recipe.schedule, step, recipe.train.steps),
+        lr=recipe.indexer.warmup_lr if warming_up else shaped,
         mtp_weight=mtp_weight(recipe.mtp, place),
-        bias_speed=bias_speed(recipe.balance, place),
+        bias_speed=0.0 if warming_up else bias_speed(recipe.balance, place),
+        index_stage=stage,
     )
 
 
@@ -56,6 +64,13 @@ def multi_step(schedule: ScheduleConfig, place: float) -> float:
 def mtp_weight(mtp: MtpConfig, place: float) -> float:
     """λ of V3 eq. 25."""
     return mtp.weight if place < mtp.switch_at else mtp.final_weight
+
+
+def index_stage(indexer: IndexerConfig, place: float) -> IndexStage:
+    """V3.2-Exp §2.1.1: what came before, then the dense warm-up of the indexers alone, then sparse training."""
+    if place < indexer.dense_until:
+        return "dense"
+    return "warmup" if place < indexer.warmup_until else "sparse"
 
 
 def bias_speed(balance: BalanceConfig, place: float) -> float:

@@ -6,7 +6,8 @@ import torch
 
 from nautile.data.loader import Loader
 from nautile.data.prepare import PreparedData
-from nautile.models.deepseek_v3.model import DeepseekV3ForCausalLM
+from nautile.models.causal_lm import CausalLM
+from nautile.models.family import build_model
 from nautile.train.optim import build_optimizer
 from nautile.train.precision import prepare_model_
 from nautile.train.recipe import PretrainRecipe
@@ -16,7 +17,7 @@ from nautile.train.recipe import PretrainRecipe
 class TrainState:
     """Model, optimiser, position in the data, and how far the run is. `checkpoint.py` saves and restores it."""
 
-    model: DeepseekV3ForCausalLM
+    model: CausalLM
     optimizer: torch.optim.AdamW
     loader: Loader
     step: int = 0
@@ -30,7 +31,7 @@ class TrainState:
 def new_state(recipe: PretrainRecipe, data: PreparedData, device: torch.device) -> TrainState:
     """The state before the first step: initial weights and the first sample, both decided by the recipe's seed."""
     # Drawn on the CPU, so that a seed means the same weights on every device.
-    model = DeepseekV3ForCausalLM(recipe.model)
+    model = build_model(recipe.model)
     model.init_weights(torch.Generator().manual_seed(recipe.seed))
     model.to(device).train()
     prepare_model_(model, recipe.train.precision)

@@ -5,10 +5,10 @@ import math
 import torch
 
 from nautile import ops
-from nautile.core.context import ForwardContext
+from nautile.core.context import ForwardContext, IndexStage
 from nautile.data.loader import count_windows, sequential_windows
 from nautile.data.shards import TokenShards
-from nautile.models.deepseek_v3.model import DeepseekV3ForCausalLM
+from nautile.models.causal_lm import CausalLM
 from nautile.train.precision import autocast
 
 
@@ -19,12 +19,13 @@ def windows_within(shards: TokenShards, sequence_length: int, tokens: int) -> in
 
 @torch.no_grad()
 def bits_per_byte(
-    model: DeepseekV3ForCausalLM,
+    model: CausalLM,
     shards: TokenShards,
     sequence_length: int,
     tokens: int,
     precision: str = "fp32",
     separate_documents: bool = False,
+    index_stage: IndexStage | None = None,
 ) -> float:
     """Σ −log2 P(token) / Σ bytes over the first tokens of the split. Special tokens cost bits, but hold no bytes.
 
@@ -37,6 +38,7 @@ def bits_per_byte(
         tokens: About how many tokens to predict: whole windows, at least one.
         precision: As in training.
         separate_documents: As in training.
+        index_stage: As in training: what a V3.2 model's attention reads at this stage. None for what indexers select.
 
     Raises:
         UserError: the split does not fill one window.
@@ -50,7 +52,8 @@ def bits_per_byte(
         cu_seqlens = batch.cu_seqlens.to(device) if separate_documents else None
         targets_T = tokens_BW[:, 1:].reshape(-1)
         with autocast(precision, device):
-            hidden_BSD = model.hidden(ForwardContext.for_tokens(tokens_BW[:, :-1], cu_seqlens)).hidden_BSD
+            ctx = ForwardContext.for_tokens(tokens_BW[:, :-1], cu_seqlens, index_stage)
+            hidden_BSD = model.hidden(ctx).hidden_BSD
             nats += ops.linear_cross_entropy(hidden_BSD.flatten(0, 1), model.lm_head.weight, targets_T).item()
         scored_bytes += shards.count_bytes(targets_T.cpu().numpy())
     model.train()

@@ -8,6 +8,8 @@ with H in Sylvester order. H is orthogonal, so without the rounding q·k is what
 (``ue8m0``), so the rounded vectors are exact in bfloat16, and multiplying them is multiplying the FP8 numbers.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -43,5 +45,17 @@ def fp8_rounded(x: Tensor) -> Tensor:
 
 
 def as_stored_in_fp8(x: Tensor) -> Tensor:
-    """Rotation, then rounding."""
-    return fp8_rounded(hadamard(x))
+    """Rotation, then rounding, through which gradients pass unchanged."""
+    return _Rounded.apply(hadamard(x))
+
+
+class _Rounded(torch.autograd.Function):
+    """Autograd's own gradient of a cast to FP8 is rounded to FP8 itself."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return fp8_rounded(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # pyrefly: ignore
+        return grad

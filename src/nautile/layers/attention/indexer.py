@@ -28,6 +28,10 @@ QUERIES_AT_ONCE = 256
 """Queries of one block. Of a whole prompt, more would be scored against more positions after them."""
 
 
+Source = tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]
+"""What an indexer chooses from: hidden states and query latents of the queries, index keys of the rows, angles."""
+
+
 class Indexer(nn.Module):
     """Scores and selection. Attribute names are those of the published tensors.
 
@@ -86,6 +90,25 @@ class Indexer(nn.Module):
     def scores(self, x_BSD: Tensor, c_q_BSL: Tensor, k_BTI: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
         """I_st, float32 [B, S, T], unmasked; differentiable in the indexer's own weights."""
         return ops.index_scores(self.queries(c_q_BSL, angles), k_BTI, self.weights(x_BSD))
+
+    def loss(
+        self, source: Source, q_BSHQ: Tensor, k_BSHQ: Tensor, scale: float, selected_BSS: Tensor | None,
+        document_ids_BS: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """KL(p ‖ softmax(I)) per position: how far the scores are from the main attention (V3.2-Exp eq. 3 and 4).
+
+        Args:
+            source: What is scored.
+            q_BSHQ: Queries of the main attention; they and its keys get no gradient.
+            k_BSHQ: Its keys.
+            scale: Factor on its scores.
+            selected_BSS: What it reads; None for everything up to each position of its document.
+            document_ids_BS: int64, equal within a document; None if there is one only, or with `selected_BSS`.
+        """
+        x_BSD, c_q_BSL, k_BSI, angles = source
+        index = self.queries(c_q_BSL, angles), k_BSI, self.weights(x_BSD)
+        total = ops.indexer_kl(*index, q_BSHQ, k_BSHQ, scale, selected_BSS, document_ids_BS)
+        return total / x_BSD.shape[:2].numel()
 
     def rows(
         self, x_BSD: Tensor, c_q_BSL: Tensor, k_BTI: Tensor, angles: tuple[Tensor, Tensor], seen_BST: Tensor

@@ -16,11 +16,8 @@ from torch import Tensor
 
 from nautile import ops
 from nautile.core.context import CacheSpec, ForwardContext
-from nautile.layers.attention.indexer import Indexer
+from nautile.layers.attention.indexer import Indexer, Source
 from nautile.layers.attention.mla import MLA
-
-Source = tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]
-"""What the indexer chooses from: hidden states and query latents of the queries, index keys of the rows, angles."""
 
 
 class SparseMLA(MLA):
@@ -40,32 +37,56 @@ class SparseMLA(MLA):
 
     def forward(self, x_BSD: Tensor, ctx: ForwardContext) -> Tensor:
         """[B, S, D] → [B, S, D]; masked over whole sequences, over a cache in the form that multiplies less."""
+        return self.attend(x_BSD, ctx)[0]
+
+    def attend(self, x_BSD: Tensor, ctx: ForwardContext) -> tuple[Tensor, Tensor | None]:
+        """`forward`, and the indexer's loss in training mode at a stage that trains it."""
         angles = self.rope.cos_sin(ctx.positions_BS)
         c_q_BSL = self.query_source(x_BSD)
         queries = self.queries(c_q_BSL, angles)
         c_BSC, k_rope_BSR = self.latents(x_BSD, angles)
-        S = x_BSD.shape[1]
-        if ctx.cache is None and self.indexer.topk >= S:
-            o_BSHV = self.attend_expanded(*queries, c_BSC, k_rope_BSR, ctx.document_ids_BS())
-            return self.o_proj(o_BSHV.flatten(2))
-        keys_BSI = self.indexer.keys(x_BSD, angles)
         if ctx.cache is None:
-            selected_BSS = self.indexer.mask(x_BSD, c_q_BSL, keys_BSI, angles, causal(ctx))
-            o_BSHV = self.attend_selected(*queries, c_BSC, k_rope_BSR, selected_BSS)
+            o_BSHV, loss = self.attend_whole(x_BSD, c_q_BSL, angles, self.expand(*queries, c_BSC, k_rope_BSR), ctx)
+            return self.o_proj(o_BSHV.flatten(2)), loss
+        keys_BSI = self.indexer.keys(x_BSD, angles)
+        rows = ctx.cache.update(self.layer, ctx.positions_BS, c_kv=c_BSC, k_rope=k_rope_BSR, k_index=keys_BSI)
+        S = x_BSD.shape[1]
+        T = S if ctx.from_start else rows["c_kv"].shape[1]
+        c_BTC, k_rope_BTR, keys_BTI = (rows[name][:, :T] for name in ("c_kv", "k_rope", "k_index"))
+        source = (x_BSD, c_q_BSL, keys_BTI, angles)
+        if self.indexer.topk >= T:
+            o_BSHV = self.attend_cached(*queries, c_BTC, k_rope_BTR, ctx.positions_BS)
+        elif self.cost_absorbed(S, self.indexer.topk) <= self.cost_expanded(S, T):
+            rows_BSK = self.indexer.rows(*source, seen(ctx, T))
+            o_BSHV = self.attend_gathered(*queries, c_BTC, k_rope_BTR, rows_BSK)
         else:
-            rows = ctx.cache.update(self.layer, ctx.positions_BS, c_kv=c_BSC, k_rope=k_rope_BSR, k_index=keys_BSI)
-            T = S if ctx.from_start else rows["c_kv"].shape[1]
-            c_BTC, k_rope_BTR, keys_BTI = (rows[name][:, :T] for name in ("c_kv", "k_rope", "k_index"))
-            source = (x_BSD, c_q_BSL, keys_BTI, angles)
-            if self.indexer.topk >= T:
-                o_BSHV = self.attend_cached(*queries, c_BTC, k_rope_BTR, ctx.positions_BS)
-            elif self.cost_absorbed(S, self.indexer.topk) <= self.cost_expanded(S, T):
-                rows_BSK = self.indexer.rows(*source, seen(ctx, T))
-                o_BSHV = self.attend_gathered(*queries, c_BTC, k_rope_BTR, rows_BSK)
-            else:
-                selected_BST = self.chosen(source, ctx, T)
-                o_BSHV = self.attend_cached(*queries, c_BTC, k_rope_BTR, ctx.positions_BS, selected_BST)
-        return self.o_proj(o_BSHV.flatten(2))
+            selected_BST = self.chosen(source, ctx, T)
+            o_BSHV = self.attend_cached(*queries, c_BTC, k_rope_BTR, ctx.positions_BS, selected_BST)
+        return self.o_proj(o_BSHV.flatten(2)), None
+
+    def attend_whole(
+        self,
+        x_BSD: Tensor,
+        c_q_BSL: Tensor,
+        angles: tuple[Tensor, Tensor],
+        expanded: tuple[Tensor, Tensor, Tensor],
+        ctx: ForwardContext,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Whole sequences, [B, S, H, V], and the indexer's loss if there is one. `expanded`: queries, keys, values."""
+        q_BSHQ, k_BSHQ, v_BSHV = expanded
+        reads_all = ctx.index_stage in ("dense", "warmup") or self.indexer.topk >= x_BSD.shape[1]
+        learns = self.training and ctx.index_stage in ("warmup", "sparse")
+        ids_BS = ctx.document_ids_BS() if reads_all else None  # a selection is within its document anyway
+        source, selected_BSS, loss = None, None, None
+        if learns or not reads_all:
+            source = (x_BSD, c_q_BSL, self.indexer.keys(x_BSD, angles), angles)
+        if source is not None and not reads_all:
+            selected_BSS = self.indexer.mask(*source, causal(ctx))
+        if source is not None and learns:
+            loss = self.indexer.loss(source, q_BSHQ, k_BSHQ, self.scale, selected_BSS, ids_BS)
+        if selected_BSS is None:
+            return ops.causal_attention(q_BSHQ, k_BSHQ, v_BSHV, self.scale, ids_BS), loss
+        return ops.selected_attention(q_BSHQ, k_BSHQ, v_BSHV, selected_BSS, self.scale), loss
 
     def chosen(self, source: Source, ctx: ForwardContext, T: int) -> Tensor:
         """What the indexer selects of T rows of a cache, as a boolean [B, S, T]."""
@@ -75,13 +96,6 @@ class SparseMLA(MLA):
         # One column more, for the places that are not used.
         chosen_BSX = torch.zeros(*rows_BSK.shape[:2], T + 1, dtype=torch.bool, device=rows_BSK.device)
         return chosen_BSX.scatter_(-1, rows_BSK.masked_fill(rows_BSK < 0, T), True)[..., :T]
-
-    def attend_selected(
-        self, q_nope_BSHN: Tensor, q_rope_BSHR: Tensor, c_BSC: Tensor, k_rope_BSR: Tensor, selected_BSS: Tensor
-    ) -> Tensor:
-        """Expanded form over whole sequences, [B, S, H, V]; `selected_BSS` is True where a query reads."""
-        q_BSHQ, k_BSHQ, v_BSHV = self.expand(q_nope_BSHN, q_rope_BSHR, c_BSC, k_rope_BSR)
-        return ops.selected_attention(q_BSHQ, k_BSHQ, v_BSHV, selected_BSS, self.scale)
 
     def attend_gathered(
         self, q_nope_BSHN: Tensor, q_rope_BSHR: Tensor, c_BTC: Tensor, k_rope_BTR: Tensor, rows_BSK: Tensor

@@ -4,7 +4,7 @@ Nothing here imports torch, so that ``--help`` and `check` answer at once.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 from nautile.layers.rope_scaling import YarnScaling
@@ -112,4 +112,23 @@ V32_MICRO = DeepseekV32Config(
 )
 """Every mechanism of V3.2 at a size that two CPU cores run; from 129 tokens on it selects."""
 
-PRESETS: dict[str, DeepseekV32Config] = {"v32-685b": V32_685B, "v32-micro": V32_MICRO}
+V32_NANO = replace(
+    V32_MICRO,
+    vocab_size=1024,
+    hidden_size=64,
+    intermediate_size=160,
+    moe_intermediate_size=32,
+    num_hidden_layers=3,
+    n_routed_experts=8,
+    num_experts_per_tok=2,
+    num_attention_heads=2,
+    q_lora_rank=32,
+    kv_lora_rank=32,
+    index_head_dim=16,
+    index_topk=32,
+    max_position_embeddings=512,
+    initializer_range=0.0635,
+)
+"""The smallest model in which everything still happens: for tests and for reading along."""
+
+PRESETS: dict[str, DeepseekV32Config] = {"v32-685b": V32_685B, "v32-micro": V32_MICRO, "v32-nano": V32_NANO}
