@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from nautile.ops.quantization import dequantize_fp8, quantize_fp8, requantize_transposed
     from nautile.ops.rotary import rotate_half_split, rotate_interleaved
     from nautile.ops.routing import combine_tokens, permute_tokens, topk_gate
+    from nautile.ops.scale_packing import mn_major_scales
     from nautile.ops.sparse_attention import gathered_attention, selected_attention
     from nautile.ops.sparse_prefill import sparse_mla_prefill
     from nautile.ops.split_plan import plan_splits
@@ -50,6 +51,7 @@ _HOME = {
     "linear": "projection",
     "linear_cross_entropy": "cross_entropy",
     "masked_fp8_gemm": "fp8_products",
+    "mn_major_scales": "scale_packing",
     "mqa_logits": "index_logits",
     "pack_weight": "packed_weight",
     "packed_linear": "packed",
@@ -94,6 +96,7 @@ __all__ = [
     "linear",
     "linear_cross_entropy",
     "masked_fp8_gemm",
+    "mn_major_scales",
     "mqa_logits",
     "pack_weight",
     "packed_linear",

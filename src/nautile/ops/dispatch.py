@@ -58,6 +58,7 @@ TABLE: dict[str, tuple[str, tuple[str, ...]]] = {
     "topk_gate": ("routing", ("triton", "cpu", "reference")),
     "permute_tokens": ("routing", ("triton", "reference")),
     "combine_tokens": ("routing", ("triton", "reference")),
+    "mn_major_scales": ("scale_packing", ("triton", "reference")),
 }
 ON_FP8: frozenset[str] = frozenset()
 """Ops whose deciding operand is float8_e4m3fn."""
