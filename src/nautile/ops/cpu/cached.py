@@ -113,5 +113,5 @@ def latent_attention(
 
 def _hidden(positions: list[int], first: int, end: int, selected_ST: Tensor | None = None) -> Tensor:
     """Boolean [S, 1, T], True where a query does not look; T are the rows from `first` to `end`."""
-    later_ST = torch.arange(first, end) > torch.tensor(positions)[:, None]
+    later_ST = torch.arange(first, end) > torch.tensor(positions, dtype=torch.int64)[:, None]
     return (later_ST if selected_ST is None else later_ST.logical_or_(~selected_ST))[:, None]

@@ -71,7 +71,7 @@ def decode(
         ValueError: A query reads past its sequence's rows, or the table names a block that is none.
     """
     B, S, H, C = q_BSHC.shape
-    out, lse_BHS = torch.empty(q_BSHC.shape, dtype=q_BSHC.dtype), torch.empty(B, H, S)
+    out, lse_BHS = torch.empty(q_BSHC.shape, dtype=q_BSHC.dtype), torch.empty(B, H, S, dtype=torch.float32)
     last = last_BS.contiguous()
     table = None if table_BW is None else table_BW.to(torch.int32).contiguous()
     problem = Problem(

@@ -39,7 +39,7 @@ def paged_mla_decode(
     if causal:
         last_BS = last_BS - torch.arange(S - 1, -1, -1)
     o_BSHV = torch.empty(B, S, H, v_dim, dtype=q_BSHX.dtype)
-    lse_BHS = torch.empty(B, H, S)
+    lse_BHS = torch.empty(B, H, S, dtype=torch.float32)
     step = max(1, mla_decode.MOST_QUERIES // J)
     for g in range(G):
         c_NPV, rope_NPR = cache_NPGX[:, :, g, :v_dim], cache_NPGX[:, :, g, v_dim:]
