@@ -14,11 +14,7 @@ import torch
 from torch import Tensor
 
 from nautile.ops.precision import accumulate_dtype
-
-LARGEST = 448.0
-"""Largest finite float8_e4m3fn."""
-SMALLEST_AMAX = 1e-4
-"""Vectors smaller than that keep the scale of one that large."""
+from nautile.ops.reference.quantization import rounded, scale_of
 
 
 def hadamard(x: Tensor) -> Tensor:
@@ -38,10 +34,8 @@ def hadamard(x: Tensor) -> Tensor:
 def fp8_rounded(x: Tensor) -> Tensor:
     """Each vector of the last dimension rounded to e4m3 under one power-of-two scale; same dtype and shape."""
     wide = x.float()
-    amax = wide.abs().amax(-1, keepdim=True).clamp(min=SMALLEST_AMAX)
-    fraction, exponent = torch.frexp(amax * (1.0 / LARGEST))  # fraction · 2^exponent with fraction in [½, 1)
-    scale = torch.ldexp(torch.ones_like(amax), exponent - (fraction == 0.5).int())
-    return ((wide / scale).clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn).float() * scale).to(x.dtype)
+    scale = scale_of(wide.abs().amax(-1, keepdim=True), ue8m0=True)
+    return (rounded(wide / scale).float() * scale).to(x.dtype)
 
 
 def as_stored_in_fp8(x: Tensor) -> Tensor:
