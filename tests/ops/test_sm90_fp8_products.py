@@ -7,6 +7,7 @@ pytest.importorskip("triton")
 from sm90 import Kernel, compile_for_sm90
 
 FP8 = "nautile.ops.triton.fp8_products"
+PLAIN = "nautile.ops.triton.grouped_products"
 SCALED = {"a": "*fp8e4nv", "a_scale": "*fp32", "b": "*fp8e4nv", "b_scale": "*fp32"}
 TILE = {"BLOCK_M": 128, "BLOCK_N": 128}
 K_LAST = {"a_k": 1, "b_k": 1, "out_n": 1}
@@ -41,6 +42,21 @@ KERNELS = {
         TILE | K_LAST | {"HAS_C": True, "BLOCK_N": 64},
         num_warps=8,
     ),
+    "grouped bf16": Kernel(
+        PLAIN,
+        "grouped_product_kernel",
+        {"a": "*bf16", "b": "*bf16", "out": "*bf16", "layout": "*i32"} | numbers("M N K a_g a_m b_g b_n out_g out_m"),
+        TILE | K_LAST | {"MODE": 1, "BLOCK_K": 64},
+        num_warps=8,
+    ),
+    "k_grouped bf16": Kernel(
+        PLAIN,
+        "k_grouped_product_kernel",
+        {"a": "*bf16", "b": "*bf16", "c": "*fp32", "out": "*fp32", "ends": "*i32"}
+        | numbers("M N alignment a_k b_k c_g c_m c_n out_g out_m"),
+        TILE | {"a_m": 1, "b_n": 1, "out_n": 1, "HAS_C": True, "BLOCK_K": 64},
+        num_warps=8,
+    ),
 }
 
 
@@ -52,7 +68,5 @@ def reports():
 @pytest.mark.parametrize("name", KERNELS)
 def test_compiles_for_sm90(name, reports):
     report = reports[name]
-    print(name, report.shared, report.spills, report.registers)
     report.check(wgmma=True)
-    if "bf16" not in name:
-        assert "e4m3.e4m3" in report.ptx
+    assert ("bf16.bf16" if "bf16" in name else "e4m3.e4m3") in report.ptx

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from nautile.ops.dispatch import choices, use
     from nautile.ops.experts import grouped_swiglu
     from nautile.ops.fp8_products import fp8_gemm, grouped_fp8_gemm, k_grouped_fp8_gemm, masked_fp8_gemm
+    from nautile.ops.grouped_products import grouped_gemm, k_grouped_gemm, masked_gemm
     from nautile.ops.index_logits import mqa_logits, paged_mqa_logits
     from nautile.ops.indexer import index_scores, top_rows
     from nautile.ops.indexer_loss import indexer_kl
@@ -43,14 +44,17 @@ _HOME = {
     "gated_linear": "projection",
     "gathered_attention": "sparse_attention",
     "grouped_fp8_gemm": "fp8_products",
+    "grouped_gemm": "grouped_products",
     "grouped_swiglu": "experts",
     "index_scores": "indexer",
     "indexer_kl": "indexer_loss",
     "k_grouped_fp8_gemm": "fp8_products",
+    "k_grouped_gemm": "grouped_products",
     "latent_attention": "cached",
     "linear": "projection",
     "linear_cross_entropy": "cross_entropy",
     "masked_fp8_gemm": "fp8_products",
+    "masked_gemm": "grouped_products",
     "mn_major_scales": "scale_packing",
     "mqa_logits": "index_logits",
     "pack_weight": "packed_weight",
@@ -88,14 +92,17 @@ __all__ = [
     "gated_linear",
     "gathered_attention",
     "grouped_fp8_gemm",
+    "grouped_gemm",
     "grouped_swiglu",
     "index_scores",
     "indexer_kl",
     "k_grouped_fp8_gemm",
+    "k_grouped_gemm",
     "latent_attention",
     "linear",
     "linear_cross_entropy",
     "masked_fp8_gemm",
+    "masked_gemm",
     "mn_major_scales",
     "mqa_logits",
     "pack_weight",
