@@ -37,16 +37,23 @@ class SparseMLA(MLA):
 
     def forward(self, x_BSD: Tensor, ctx: ForwardContext) -> Tensor:
         """[B, S, D] → [B, S, D]; masked over whole sequences, over a cache in the form that multiplies less."""
-        return self.attend(x_BSD, ctx)[0]
+        return self.attend_and_learn(x_BSD, ctx, learn=False)[0]
 
     def attend(self, x_BSD: Tensor, ctx: ForwardContext) -> tuple[Tensor, Tensor | None]:
         """`forward`, and the indexer's loss in training mode at a stage that trains it."""
+        if self.training and ctx.cache is None and ctx.index_stage in ("warmup", "sparse"):
+            return self.attend_and_learn(x_BSD, ctx, learn=True)
+        return self(x_BSD, ctx), None
+
+    def attend_and_learn(self, x_BSD: Tensor, ctx: ForwardContext, learn: bool) -> tuple[Tensor, Tensor | None]:
+        """What `forward` gives, and the indexer's loss if it is to learn."""
         angles = self.rope.cos_sin(ctx.positions_BS)
         c_q_BSL = self.query_source(x_BSD)
         queries = self.queries(c_q_BSL, angles)
         c_BSC, k_rope_BSR = self.latents(x_BSD, angles)
         if ctx.cache is None:
-            o_BSHV, loss = self.attend_whole(x_BSD, c_q_BSL, angles, self.expand(*queries, c_BSC, k_rope_BSR), ctx)
+            expanded = self.expand(*queries, c_BSC, k_rope_BSR)
+            o_BSHV, loss = self.attend_whole(x_BSD, c_q_BSL, angles, expanded, ctx, learn)
             return self.o_proj(o_BSHV.flatten(2)), loss
         keys_BSI = self.indexer.keys(x_BSD, angles)
         rows = ctx.cache.update(self.layer, ctx.positions_BS, c_kv=c_BSC, k_rope=k_rope_BSR, k_index=keys_BSI)
@@ -71,19 +78,17 @@ class SparseMLA(MLA):
         angles: tuple[Tensor, Tensor],
         expanded: tuple[Tensor, Tensor, Tensor],
         ctx: ForwardContext,
+        learn: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        """Whole sequences, [B, S, H, V], and the indexer's loss if there is one. `expanded`: queries, keys, values."""
+        """Whole sequences, [B, S, H, V], and the indexer's loss if asked for. `expanded`: queries, keys, values."""
         q_BSHQ, k_BSHQ, v_BSHV = expanded
         reads_all = ctx.index_stage in ("dense", "warmup") or self.indexer.topk >= x_BSD.shape[1]
-        learns = self.training and ctx.index_stage in ("warmup", "sparse")
         ids_BS = ctx.document_ids_BS() if reads_all else None  # a selection is within its document anyway
-        source, selected_BSS, loss = None, None, None
-        if learns or not reads_all:
-            source = (x_BSD, c_q_BSL, self.indexer.keys(x_BSD, angles), angles)
-        if source is not None and not reads_all:
-            selected_BSS = self.indexer.mask(*source, causal(ctx))
-        if source is not None and learns:
-            loss = self.indexer.loss(source, q_BSHQ, k_BSHQ, self.scale, selected_BSS, ids_BS)
+        if reads_all and not learn:
+            return ops.causal_attention(q_BSHQ, k_BSHQ, v_BSHV, self.scale, ids_BS), None
+        source = (x_BSD, c_q_BSL, self.indexer.keys(x_BSD, angles), angles)
+        selected_BSS = None if reads_all else self.indexer.mask(*source, causal(ctx))
+        loss = self.indexer.loss(source, q_BSHQ, k_BSHQ, self.scale, selected_BSS, ids_BS) if learn else None
         if selected_BSS is None:
             return ops.causal_attention(q_BSHQ, k_BSHQ, v_BSHV, self.scale, ids_BS), loss
         return ops.selected_attention(q_BSHQ, k_BSHQ, v_BSHV, selected_BSS, self.scale), loss
