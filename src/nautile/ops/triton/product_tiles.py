@@ -23,7 +23,7 @@ class Tiles:
 
     def count(self, M: int, N: int) -> int:
         """Tiles of an M × N result."""
-        return triton.cdiv(M, self.rows) * triton.cdiv(N, self.columns)
+        return -(-M // self.rows) * -(-N // self.columns)
 
 
 def dense_tiles(M: int, N: int) -> Tiles:
