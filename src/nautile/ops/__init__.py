@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from nautile.ops.cached import cached_attention, latent_attention
     from nautile.ops.cross_entropy import linear_cross_entropy
     from nautile.ops.dispatch import choices, use
+    from nautile.ops.e5m6 import dequantize_e5m6, quantize_e5m6
     from nautile.ops.experts import grouped_swiglu
     from nautile.ops.fp8_products import fp8_gemm, grouped_fp8_gemm, k_grouped_fp8_gemm, masked_fp8_gemm
     from nautile.ops.grouped_products import grouped_gemm, k_grouped_gemm, masked_gemm
@@ -39,6 +40,7 @@ _HOME = {
     "causal_attention": "attention",
     "choices": "dispatch",
     "combine_tokens": "routing",
+    "dequantize_e5m6": "e5m6",
     "dequantize_fp8": "quantization",
     "fp8_gemm": "fp8_products",
     "gated_linear": "projection",
@@ -64,6 +66,7 @@ _HOME = {
     "paged_sparse_mla_decode": "paged_latents",
     "permute_tokens": "routing",
     "plan_splits": "split_plan",
+    "quantize_e5m6": "e5m6",
     "quantize_fp8": "quantization",
     "quantize_latents": "latent_bytes",
     "requantize_transposed": "quantization",
@@ -87,6 +90,7 @@ __all__ = [
     "causal_attention",
     "choices",
     "combine_tokens",
+    "dequantize_e5m6",
     "dequantize_fp8",
     "fp8_gemm",
     "gated_linear",
@@ -112,6 +116,7 @@ __all__ = [
     "paged_sparse_mla_decode",
     "permute_tokens",
     "plan_splits",
+    "quantize_e5m6",
     "quantize_fp8",
     "quantize_latents",
     "requantize_transposed",

@@ -62,6 +62,8 @@ TABLE: dict[str, tuple[str, tuple[str, ...]]] = {
     "permute_tokens": ("routing", ("triton", "reference")),
     "combine_tokens": ("routing", ("triton", "reference")),
     "mn_major_scales": ("scale_packing", ("triton", "reference")),
+    "quantize_e5m6": ("e5m6", ("triton", "reference")),
+    "dequantize_e5m6": ("e5m6", ("triton", "reference")),
 }
 ON_FP8: frozenset[str] = frozenset()
 """Ops whose deciding operand is float8_e4m3fn."""

@@ -63,7 +63,8 @@ def requantize_transposed(x: Fp8Tensor, ue8m0: bool = False) -> Fp8Tensor:
     """
     check_finite("requantize_transposed", x.scale, "scale")
     block = (1, 128)
-    return Fp8Tensor(*implementation("requantize_transposed", x.data)(x, block, ue8m0), block)
+    data, scale = implementation("requantize_transposed", x.data)(x, block, ue8m0)
+    return Fp8Tensor(data, scale, block)
 
 
 def dequantize_fp8(x: Fp8Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:

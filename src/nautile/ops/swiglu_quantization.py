@@ -55,7 +55,8 @@ def swiglu_quantize(
     """
     _check("swiglu_quantize", gate_up_T2F, weight_T)
     gate_up_T2F, weight_T = gate_up_T2F.detach(), None if weight_T is None else weight_T.detach()
-    return Fp8Tensor(*implementation("swiglu_quantize", gate_up_T2F)(gate_up_T2F, weight_T, ue8m0, transpose), BLOCK)
+    data, scale = implementation("swiglu_quantize", gate_up_T2F)(gate_up_T2F, weight_T, ue8m0, transpose)
+    return Fp8Tensor(data, scale, BLOCK)
 
 
 def swiglu_quantize_backward(
@@ -85,8 +86,8 @@ def swiglu_quantize_backward(
     check_finite("swiglu_quantize_backward", grad_TF, "grad")
     run = implementation("swiglu_quantize_backward", gate_up_T2F)
     with torch.no_grad():
-        rows, columns, grad_weight_T = run(grad_TF, gate_up_T2F, weight_T, ue8m0)
-    return SwigluGradients(Fp8Tensor(*rows, BLOCK), Fp8Tensor(*columns, BLOCK), grad_weight_T)
+        (rows, row_scale), (columns, column_scale), grad_weight_T = run(grad_TF, gate_up_T2F, weight_T, ue8m0)
+    return SwigluGradients(Fp8Tensor(rows, row_scale, BLOCK), Fp8Tensor(columns, column_scale, BLOCK), grad_weight_T)
 
 
 def _check(op: str, gate_up_T2F: Tensor, weight_T: Tensor | None) -> None:
