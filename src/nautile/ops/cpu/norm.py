@@ -1,20 +1,59 @@
-"""RMSNorm that keeps x and one reciprocal root per row for its backward."""
+"""RMSNorm that keeps x and one reciprocal root per row for its backward; without one, in C++."""
 
+import ctypes
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from nautile.core import jit
 from nautile.ops.cpu.support import floats_on_cpu as why_not
+from nautile.ops.cpu.support import needs_gradient
 from nautile.ops.precision import accumulate_dtype, compute_dtype, no_autocast
 
 __all__ = ["rms_norm", "why_not"]
 
+_NATIVE = Path(__file__).parent / "native"
+_NAMES = {torch.float32: "f32", torch.bfloat16: "bf16"}
+
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """See `nautile.ops.rms_norm`."""
-    return _RmsNorm.apply(x, weight, eps, compute_dtype(x))
+    dtype = compute_dtype(x)
+    if x.dtype == dtype and _function(x.dtype, weight.dtype) and not needs_gradient(x, weight):
+        return _native_rms_norm(x, weight, eps)
+    return _RmsNorm.apply(x, weight, eps, dtype)
+
+
+def _native_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """One read of x from memory; torch's operators make three passes over copies in float32."""
+    x_MD, y = x.reshape(-1, x.shape[-1]), x.new_empty(x.shape)
+    x_MD, weight = x_MD if x_MD.stride(1) == 1 else x_MD.contiguous(), weight.contiguous()
+    if y.numel():
+        run = _function(x.dtype, weight.dtype)
+        sizes = (x_MD.shape[0], x_MD.shape[1], torch.get_num_threads())
+        run(x_MD.data_ptr(), x_MD.stride(0), weight.data_ptr(), eps, y.data_ptr(), *sizes)
+    return y
+
+
+@cache
+def _function(x: torch.dtype, weight: torch.dtype) -> Any:
+    """The native function for these dtypes; None if there is none, or no compiler."""
+    if x not in _NAMES or weight not in _NAMES or (x, weight) == (torch.float32, torch.bfloat16) or jit.why_no_cxx():
+        return None
+    library = jit.load_cxx(_NATIVE / "norm.cpp", _NATIVE / "lanes.h")
+    return declared(library, f"rms_norm_{_NAMES[x]}_{_NAMES[weight]}")
+
+
+def declared(library: ctypes.CDLL, name: str) -> Any:
+    """A function of which ctypes knows the types of arguments."""
+    function, p, n = library[name], ctypes.c_void_p, ctypes.c_int64
+    function.argtypes = [p, n, p, ctypes.c_float, p, n, n, ctypes.c_int]
+    function.restype = None
+    return function
 
 
 class _RmsNorm(torch.autograd.Function):

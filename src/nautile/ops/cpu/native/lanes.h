@@ -27,7 +27,6 @@ typedef float Floats __attribute__((vector_size(64)));
 typedef std::int32_t Ints __attribute__((vector_size(64)));
 typedef std::uint32_t Words __attribute__((vector_size(64)));
 typedef std::uint16_t Halves __attribute__((vector_size(32)));
-typedef std::int8_t Bytes __attribute__((vector_size(16)));
 
 #define NAUTILE_INLINE static inline __attribute__((always_inline))
 #define NAUTILE_INLINE_MEMBER inline __attribute__((always_inline))
@@ -42,6 +41,16 @@ NAUTILE_INLINE Vector load(const void* p) {
 
 NAUTILE_INLINE void store(void* p, Floats v) { std::memcpy(p, &v, sizeof v); }
 
+constexpr i64 CHUNK = 2 * LANES;  // bfloat16 numbers in 64 bytes
+
+// The numbers from `row` on, zeros after the first `count`.
+NAUTILE_INLINE Words words_of(const u16* row, i64 count) {
+    if (count >= CHUNK) return load<Words>(row);
+    u16 some[CHUNK] = {};
+    if (count > 0) std::memcpy(some, row, count * sizeof(u16));
+    return load<Words>(some);
+}
+
 NAUTILE_INLINE Floats zeros() { return Floats{}; }
 
 NAUTILE_INLINE float sum(Floats v) {
@@ -52,6 +61,24 @@ NAUTILE_INLINE float sum(Floats v) {
     return part[0];
 }
 
+// e to the x, to two units in the last place; between e^-87 and e^88, which float32 can tell from 0 and infinity.
+NAUTILE_INLINE Floats exp(Floats x) {
+    x = x < -87.0f ? zeros() - 87.0f : x;
+    x = x > 88.0f ? zeros() + 88.0f : x;
+    Floats shifted = x * 1.44269504f + 12582912.0f;  // 1.5 · 2^23: the sum is rounded to a whole number
+    Floats whole = shifted - 12582912.0f;
+    Floats r = x - whole * 0.693359375f + whole * 2.12194440e-4f;  // ln 2 in two parts
+    Floats p = r * 1.38888889e-3f + 8.33333333e-3f;
+    p = p * r + 4.16666667e-2f;
+    p = p * r + 1.66666667e-1f;
+    p = p * r + 0.5f;
+    p = p * r * r + r + 1.0f;
+    return (Floats)((Ints)p + (__builtin_convertvector(whole, Ints) << 23));
+}
+
+NAUTILE_INLINE Floats silu(Floats x) { return x / (1.0f + exp(-x)); }
+
+NAUTILE_INLINE float widen(float x) { return x; }
 NAUTILE_INLINE float widen(u16 bits) {
     u32 wide = u32(bits) << 16;
     float x;
@@ -63,8 +90,8 @@ NAUTILE_INLINE float widen(u16 bits) {
 NAUTILE_INLINE u16 to_bfloat(float x) {
     u32 bits;
     std::memcpy(&bits, &x, sizeof bits);
-    if (x != x) return u16(bits >> 16) | 0x40;
-    return u16((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+    u32 nearest = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    return u16(x != x ? (bits >> 16) | 0x40 : nearest);  // no branch: loops over this become vectors
 }
 
 NAUTILE_INLINE void narrow(float x, float* out) { *out = x; }
@@ -78,11 +105,14 @@ struct FloatPairs {
         float even, odd;
     };
 #if defined(__AVX512F__)
-    static constexpr int TILE = 8;  // rows whose sums stay in registers
+    static constexpr int TILE = 8;  // rows whose sums for 32 outputs stay in registers
+    static constexpr int DOT_OUTPUTS = 4, DOT_ROWS = 3;  // likewise, where sums run along the inputs
 #elif defined(__AVX__)
     static constexpr int TILE = 2;
+    static constexpr int DOT_OUTPUTS = 2, DOT_ROWS = 2;
 #else
     static constexpr int TILE = 1;
+    static constexpr int DOT_OUTPUTS = 1, DOT_ROWS = 1;
 #endif
     NAUTILE_INLINE Wide from_bfloat(Words w) { return {(Floats)(w << 16), (Floats)(w & 0xffff0000u)}; }
     NAUTILE_INLINE Wide spread(Pair x) { return {zeros() + x.even, zeros() + x.odd}; }
@@ -98,7 +128,7 @@ struct FloatPairs {
 struct BfloatPairs {
     using Wide = __m512i;
     using Pair = u32;
-    static constexpr int TILE = 12;
+    static constexpr int TILE = 12, DOT_OUTPUTS = 8, DOT_ROWS = 3;
     NAUTILE_INLINE Wide from_bfloat(Words w) { return (__m512i)w; }
     NAUTILE_INLINE Wide spread(Pair x) { return _mm512_set1_epi32(int(x)); }
     NAUTILE_INLINE Pair pair(u16 even, u16 odd) { return u32(even) | u32(odd) << 16; }
@@ -107,6 +137,31 @@ struct BfloatPairs {
     }
 };
 using BestPairs = BfloatPairs;
+
+// words[16][columns], `apart` words apart, from 16 rows of 16 words each, of which the first `columns` are kept.
+NAUTILE_INLINE void turn(__m512i r[16], u32* words, i64 apart, i64 columns) {
+    __m512i t[16];
+    for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4)
+        for (int j = 0; j < 2; j++) {
+            r[i + 2 * j] = _mm512_unpacklo_epi64(t[i + j], t[i + 2 + j]);
+            r[i + 2 * j + 1] = _mm512_unpackhi_epi64(t[i + j], t[i + 2 + j]);
+        }
+    // Now a quarter of r[i + j] has word 4 · quarter + j of rows i to i + 3; quarters change places twice.
+    for (int i = 0; i < 16; i += 8)
+        for (int j = 0; j < 4; j++) {
+            t[i + j] = _mm512_shuffle_i32x4(r[i + j], r[i + 4 + j], 0x88);
+            t[i + 4 + j] = _mm512_shuffle_i32x4(r[i + j], r[i + 4 + j], 0xdd);
+        }
+    __mmask16 kept = __mmask16((1u << columns) - 1);
+    for (int j = 0; j < 8; j++) {
+        _mm512_mask_storeu_epi32(words + j * apart, kept, _mm512_shuffle_i32x4(t[j], t[8 + j], 0x88));
+        _mm512_mask_storeu_epi32(words + (j + 8) * apart, kept, _mm512_shuffle_i32x4(t[j], t[8 + j], 0xdd));
+    }
+}
 #else
 using BestPairs = FloatPairs;
 #endif

@@ -6,39 +6,29 @@
 
 namespace nautile {
 
-constexpr i64 WORTH_SHARING = 1 << 15;  // numbers of x below which one thread pairs them up sooner than two could agree
 constexpr i64 WORTH_THREADS = 1 << 16;  // bytes of weights below which waking a thread takes longer than reading them
 
 template <class Format, class T>
 static void multiply(const char* weights, const float* scales, i64 group, const T* x, i64 x_stride, const float* bias,
                      T* y, i64 rows, i64 outputs, i64 inputs, int threads) {
     using Pairs = typename Format::Pairs;
-    i64 units = units_of(inputs), steps = 2 * units, panels = (outputs + PANEL - 1) / PANEL;
+    i64 units = units_of(inputs), panels = (outputs + PANEL - 1) / PANEL;
     i64 groups = scales ? (inputs + group - 1) / group : 0, bytes = units * Format::BYTES;
-    std::unique_ptr<typename Pairs::Pair[]> pairs(new typename Pairs::Pair[steps * std::min(rows, MOST_ROWS)]);
+    std::unique_ptr<typename Pairs::Pair[]> pairs(new typename Pairs::Pair[2 * units * std::min(rows, MOST_ROWS)]);
     if (panels * bytes < WORTH_THREADS) threads = 1;
-    bool paired = rows <= MOST_ROWS && rows * inputs < WORTH_SHARING;
-    if (paired) pair_up<Pairs>(x, x_stride, rows, inputs, 0, steps, pairs.get());
-#pragma omp parallel num_threads(threads)
-    {
-        const Format format;
-        float totals[MOST_ROWS * PANEL];
-        for (i64 r = 0; r < rows; r += MOST_ROWS) {
-            i64 some = std::min(MOST_ROWS, rows - r);
-            if (!paired) {
-#pragma omp for schedule(static)
-                for (i64 s = 0; s < steps; s += LANES)
-                    pair_up<Pairs>(x + r * x_stride, x_stride, some, inputs, s, std::min(s + LANES, steps), pairs.get());
-            }
-#pragma omp for schedule(dynamic)
-            for (i64 p = 0; p < panels; p++) {
-                panel(format, weights + p * bytes, scales ? scales + p * groups * PANEL : nullptr, group,
-                                     pairs.get(), some, inputs, totals);
-                i64 first = p * PANEL, n = std::min<i64>(PANEL, outputs - first);
-                for (i64 i = 0; i < some; i++)
-                    for (i64 o = 0; o < n; o++)
-                        narrow(totals[i * PANEL + o] + (bias ? bias[first + o] : 0.0f), y + (r + i) * outputs + first + o);
-            }
+    const Format format;
+    for (i64 r = 0; r < rows; r += MOST_ROWS, x += MOST_ROWS * x_stride, y += MOST_ROWS * outputs) {
+        i64 some = std::min(MOST_ROWS, rows - r);
+        pair_up<Pairs>(x, x_stride, some, inputs, pairs.get());
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+        for (i64 p = 0; p < panels; p++) {
+            alignas(64) float totals[MOST_ROWS * PANEL];
+            panel(format, weights + p * bytes, scales ? scales + p * groups * PANEL : nullptr, group, pairs.get(), some,
+                  inputs, totals);
+            i64 first = p * PANEL, n = std::min<i64>(PANEL, outputs - first);
+            for (i64 i = 0; i < some; i++)
+                for (i64 o = 0; o < n; o++)
+                    narrow(totals[i * PANEL + o] + (bias ? bias[first + o] : 0.0f), y + i * outputs + first + o);
         }
     }
 }
