@@ -77,10 +77,15 @@ def _cards(summary: dict[str, Any], lines: list[dict[str, Any]]) -> list[tuple[s
         cards.append((f"{summary['tokens_per_second']:,.0f}", "tokens per second"))
         cards.append((f"{summary['gflops']:,.0f}", "GFLOP/s of model arithmetic"))
         if peak := summary["gemm_peak_gflops"]:
-            cards.append((f"{summary['gflops'] / peak:.0%}", f"of this machine's {summary['precision']} peak"))
+            cards.append((f"{summary['gflops'] / peak:.0%}", f"of this machine's {_of_peak(summary)} peak"))
     if summary.get("load_max_over_mean"):
         cards.append((f"{summary['load_max_over_mean']:.2f}", "busiest expert / mean"))
     return cards
+
+
+def _of_peak(summary: dict[str, Any]) -> str:
+    """The precision that the peak was measured in: FP8 is emulated where it is measured."""
+    return "bf16" if summary["precision"] == "fp8" else summary["precision"]
 
 
 def _sections(summary: dict[str, Any], lines: list[dict[str, Any]]) -> list[tuple[str, str, list[tuple[str, str]]]]:
@@ -117,7 +122,7 @@ def _tables(run: RunFolder, summary: dict[str, Any]) -> list[tuple[str, str, lis
     machine = [
         ["processor", f"{env.get('cpu')}, {env.get('cores')} cores, {env.get('threads')} threads"],
         ["device", f"{summary['device']}, {summary['precision']}"],
-        ["measured matrix-product peak", f"{peak:,.0f} GFLOP/s ({summary['precision']})" if peak else "not measured"],
+        ["measured matrix-product peak", f"{peak:,.0f} GFLOP/s ({_of_peak(summary)})" if peak else "not measured"],
         ["training arithmetic", f"{summary['training_flops_per_token'] / 1e6:,.1f} MFLOP per token"],
         ["versions", ", ".join(f"{name} {version}" for name, version in env.get("versions", {}).items())],
         ["command", " ".join(env.get("command", []))],
