@@ -21,7 +21,9 @@ class Parts:
     """What a backend brings."""
 
     target: Callable[[Tensor, Tensor, float, Tensor], Tensor]
-    """q [S, H, Q], k [T, H, Q], scale, hidden [S, T] → head-mean probabilities [S, T], 0 where hidden."""
+    """q [S, H, Q], k [T, H, Q], scale, hidden [S, T] → head-mean probabilities [S, T], 0 where hidden.
+
+    The queries are those of the last S of the T positions, and what comes after a query is hidden from it."""
     scores: Callable[[Tensor, Tensor, Tensor], Tensor]
     """Index queries [1, S, J, I], keys [1, T, I], weights [1, S, J] → [1, S, T]."""
     gradients: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
