@@ -1,5 +1,7 @@
 """Every backend of every op against naive float64 loops, forward and backward."""
 
+from functools import cache
+
 import ops_naive as naive
 import pytest
 import torch
@@ -29,6 +31,12 @@ def run(function, arguments: tuple, dtype: torch.dtype) -> list[Tensor]:
     return [y.detach(), *(torch.zeros_like(a) if a.grad is None else a.grad for a in leaves)]
 
 
+@cache
+def wanted(case: Case) -> list[Tensor]:
+    """What the naive loop makes of the case: most of the time these tests take."""
+    return run(getattr(naive, case.op), case.make(torch.Generator().manual_seed(0)), torch.float64)
+
+
 def assert_close(got: list[Tensor], want: list[Tensor], tolerance: float) -> None:
     assert len(got) == len(want)
     for which, (a, b) in enumerate(zip(got, want, strict=True)):
@@ -43,7 +51,7 @@ def assert_close(got: list[Tensor], want: list[Tensor], tolerance: float) -> Non
 def test_equals_the_naive_loop(case: Case, backend: str, dtype: torch.dtype) -> None:
     skip_unless_it_takes(case.op, backend, dtype)
     arguments = case.make(torch.Generator().manual_seed(0))
-    want = run(getattr(naive, case.op), arguments, torch.float64)
+    want = wanted(case)
     with ops.use(backend):
         got = run(getattr(ops, case.op), arguments, dtype)
     assert got[0].dtype == dtype
@@ -53,7 +61,7 @@ def test_equals_the_naive_loop(case: Case, backend: str, dtype: torch.dtype) -> 
 @pytest.mark.parametrize(("case", "backend"), BACKENDS, ids=str)
 def test_autocast_computes_in_bfloat16_and_keeps_float32_gradients(case: Case, backend: str) -> None:
     arguments = case.make(torch.Generator().manual_seed(0))
-    want = run(getattr(naive, case.op), arguments, torch.float64)
+    want = wanted(case)
     with ops.use(backend), torch.autocast("cpu", torch.bfloat16):
         got = run(getattr(ops, case.op), arguments, torch.float32)
     # A loss, and three that keep their input's dtype.
@@ -69,7 +77,7 @@ def test_autocast_computes_in_bfloat16_and_keeps_float32_gradients(case: Case, b
 def test_memory_that_nobody_wrote_is_not_read(case: Case) -> None:
     """torch.empty returns NaN here: a buffer used before it is written would show."""
     arguments = case.make(torch.Generator().manual_seed(0))
-    want = run(getattr(naive, case.op), arguments, torch.float64)
+    want = wanted(case)
     torch.use_deterministic_algorithms(True)  # with fill_uninitialized_memory, the default
     try:
         got = run(getattr(ops, case.op), arguments, torch.float64)
@@ -92,7 +100,7 @@ def test_without_gradients_equals_the_naive_loop(case: Case, backend: str, dtype
     """Ops may take another path when nobody asks for a backward; its buffers start as NaN here, too."""
     skip_unless_it_takes(case.op, backend, dtype)
     arguments = case.make(torch.Generator().manual_seed(0))
-    want = getattr(naive, case.op)(*arguments)
+    want = wanted(case)[0]
     inputs = [a.to(dtype) if isinstance(a, Tensor) and a.is_floating_point() else a for a in arguments]
     torch.use_deterministic_algorithms(True)
     try:

@@ -76,22 +76,28 @@ class Launch(NamedTuple):
     num_stages: int
 
 
+SMALL = Launch(32, 32, 8, 1)
+"""For rows of more than a KiB, as those of float32: without tensor cores registers run out sooner."""
+
+
 def forward_launch(widths: Widths, element_size: int) -> Launch:
     """Tiles by the bytes of a row of q and v: as many as 227 KiB and 255 registers of a thread hold."""
     row = widths.total * element_size
-    return Launch(64, 32, 8, 1) if row > 1024 else Launch(128, 64, 8, 3 if row <= 640 else 2)
+    if row > 1024:
+        return SMALL
+    return Launch(128 if row <= 768 else 64, 64, 8, 3 if row <= 640 else 2)
 
 
 def keys_launch(widths: Widths, element_size: int) -> Launch:
     """Two sums of `keys` rows stay in registers for the whole loop over queries."""
     row = widths.total * element_size
-    return Launch(32, 32, 8, 1) if row > 1024 else Launch(64 if row <= 512 else 32, 64, 8, 2)
+    return SMALL if row > 1024 else Launch(64 if row <= 512 else 32, 64, 8, 2)
 
 
 def queries_launch(widths: Widths, element_size: int) -> Launch:
     """One sum of `queries` rows stays in registers."""
     row = widths.total * element_size
-    return Launch(32, 32, 8, 1) if row > 1024 else Launch(128 if row <= 640 else 64, 64, 8, 2)
+    return SMALL if row > 1024 else Launch(128 if row <= 640 else 64, 64, 8, 2)
 
 
 def attend(q_BSHQ: Tensor, k_BSGQ: Tensor, v_BSGV: Tensor, scale: float, masks: Masks) -> Tensor:

@@ -66,11 +66,13 @@ class Tile(NamedTuple):
 
 
 def tile_for(operands: Operands, backward: bool) -> Tile:
-    """Blocks of heads and places. Sums as wide as a latent fill the registers, so heads are at most 64."""
-    heads = min(64, max(16, next_power_of_two(operands.q_BSHC.shape[2])))
+    """Blocks of heads and places. A sum as wide as a latent fills the registers: 64 heads of it forward, and 32
+    backward, where two factors of its size stay in shared memory beside the gathered rows.
+    """
+    heads = max(16, next_power_of_two(operands.q_BSHC.shape[2]))
     if operands.q_BSHC.element_size() > 2:
-        return Tile(min(heads, 16), 16, 8, 1)
-    return Tile(heads, 32, 8, 1) if backward else Tile(heads, 64, 8, 2)
+        return Tile(16, 16, 8, 1)
+    return Tile(min(heads, 32 if backward else 64), 64, 8, 2)
 
 
 def forward(operands: Operands, sink_H: Tensor | None, scale: float) -> tuple[Tensor, Tensor, Tensor]:
