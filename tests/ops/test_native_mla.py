@@ -13,9 +13,9 @@ pytestmark = pytest.mark.skipif(jit.why_no_cxx() is not None, reason=str(jit.why
 
 INSTRUCTIONS = {
     "native": (),
-    "avx512": ("-mno-avx512bf16",),
-    "avx2": ("-mno-avx512f",),
-    "plain": ("-march=x86-64",),
+    "avx512": ("-mno-avx512bf16", "-O1"),
+    "avx2": ("-mno-avx512f", "-O1"),
+    "plain": ("-march=x86-64", "-O1"),
 }
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2**-7}
 

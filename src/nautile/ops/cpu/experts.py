@@ -2,6 +2,8 @@
 
 An expert's rows are filled up to a multiple of a granule with rows of weight zero. Loads change with every step, and
 oneDNN compiles a kernel for every new shape: without the granule that costs more than half of the products' own time.
+
+A few tokens without a gradient, as in decoding, run in C++: their time is that of reading the weights.
 """
 
 from dataclasses import dataclass
@@ -12,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from nautile.ops.cpu import onednn
+from nautile.ops.cpu import expert_decode, onednn
 from nautile.ops.cpu.support import floats_on_cpu as why_not
 from nautile.ops.cpu.support import needs_gradient
 from nautile.ops.precision import compute_dtype, no_autocast
@@ -27,6 +29,8 @@ def grouped_swiglu(
     dtype = compute_dtype(x_TD)
     if needs_gradient(x_TD, gate_up_E2FD, down_EDF, weights_TK):
         return _GroupedSwiglu.apply(x_TD, gate_up_E2FD, down_EDF, experts_TK, weights_TK, dtype)
+    if dtype == x_TD.dtype and expert_decode.takes(x_TD, gate_up_E2FD, down_EDF, experts_TK):
+        return expert_decode.mixture(x_TD, gate_up_E2FD, down_EDF, experts_TK, weights_TK)
     with no_autocast(x_TD):
         return _mixture(x_TD.to(dtype), gate_up_E2FD.to(dtype), down_EDF.to(dtype), experts_TK, weights_TK.to(dtype))
 

@@ -1,0 +1,194 @@
+// A mixture of SwiGLU experts for a few tokens: y_t = sum_k w_tk W_down[e] (silu(W_gate[e] x_t) * W_up[e] x_t).
+//
+// Only the matrices of experts that somebody chose are read, each once, in the order in which they lie in memory; what
+// is left is one pass over them for gate and up, and one for down. Threads take portions as they become free: every
+// number is made by one thread in one order, so that the result does not depend on who took what.
+#include <omp.h>
+
+#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <vector>
+
+#include "wide.h"
+
+namespace {
+
+constexpr int ROWS = 4;           // rows of a matrix that are multiplied at once
+constexpr int64_t PORTION = 32;   // rows that a thread takes at once
+constexpr int64_t AHEAD = 1024;  // bytes between what is multiplied and what is fetched
+
+// The fields of `Problem` in ops/cpu/expert_decode.py, in its order.
+struct Problem {
+    const void *x, *gate_up, *down;
+    const int64_t* experts;                // [T, K]
+    const float* weights;                  // [T, K]
+    void* out;                             // [T, D], without gaps
+    int64_t T, K, E, D, F;
+    int64_t x_row;                         // numbers from one token to the next
+    int64_t up_expert, up_row, down_expert, down_row;  // and from one expert and row to the next
+    int64_t threads;
+};
+
+// How a vector's worth of two rows is multiplied and added to lanes; STEP numbers of each.
+struct Floats {
+    using Number = float;
+    static constexpr int STEP = LANES;
+    static INLINE Lanes read(const float* from) { return load(from); }
+    static INLINE Lanes mul(Lanes sum, Lanes a, Lanes b) { return sum + a * b; }
+};
+#if PAIRS
+struct Halves {
+    using Number = bf16;
+    static constexpr int STEP = 32;
+    static INLINE __m512i read(const bf16* from) { return _mm512_loadu_si512(from); }
+    static INLINE Lanes mul(Lanes sum, __m512i a, __m512i b) {
+        return (Lanes)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+    }
+};
+#else
+struct Halves {
+    using Number = bf16;
+    static constexpr int STEP = LANES;
+    static INLINE Lanes read(const bf16* from) {
+        typedef uint16_t Narrow __attribute__((vector_size(2 * LANES)));
+        Narrow x;
+        std::memcpy(&x, from, sizeof x);
+        return (Lanes)(__builtin_convertvector(x, Ints) << 16);
+    }
+    static INLINE Lanes mul(Lanes sum, Lanes a, Lanes b) { return sum + a * b; }
+};
+#endif
+
+INLINE float sum_of(Lanes x) {
+#if LANES == 16
+    return _mm512_reduce_add_ps((__m512)x);
+#else
+    float part[LANES];
+    store(part, x);
+    return ((part[0] + part[4]) + (part[2] + part[6])) + ((part[1] + part[5]) + (part[3] + part[7]));
+#endif
+}
+
+// out[r * N + t] = row r . token t over n numbers
+template <class M, int R, int N, class T>
+INLINE void dots(const T* w, int64_t row, const T* const* x, int64_t n, float* out) {
+    constexpr int CHAINS = R * N < 8 ? 2 : 1;  // few sums would wait for themselves
+    Lanes sum[CHAINS][R][N] = {};
+    int64_t i = 0;
+    for (; i + CHAINS * M::STEP <= n; i += CHAINS * M::STEP) {
+        UNROLL for (int c = 0; c < CHAINS; c++) {
+            decltype(M::read(w)) a[N];
+            UNROLL for (int t = 0; t < N; t++) a[t] = M::read(x[t] + i + c * M::STEP);
+            UNROLL for (int r = 0; r < R; r++) {
+                const T* from = w + r * row + i + c * M::STEP;
+                __builtin_prefetch((const char*)from + AHEAD, 0, 3);
+                auto b = M::read(from);
+                UNROLL for (int t = 0; t < N; t++) sum[c][r][t] = M::mul(sum[c][r][t], a[t], b);
+            }
+        }
+    }
+    for (; i < n; i += M::STEP) {
+        const int64_t have = std::min<int64_t>(M::STEP, n - i);
+        UNROLL for (int r = 0; r < R; r++) UNROLL for (int t = 0; t < N; t++) {
+            T a[M::STEP] = {}, b[M::STEP] = {};
+            std::memcpy(a, x[t] + i, have * sizeof(T));
+            std::memcpy(b, w + r * row + i, have * sizeof(T));
+            sum[0][r][t] = M::mul(sum[0][r][t], M::read(a), M::read(b));
+        }
+    }
+    UNROLL for (int r = 0; r < R; r++) UNROLL for (int t = 0; t < N; t++) {
+        Lanes total = sum[0][r][t];
+        for (int c = 1; c < CHAINS; c++) total += sum[c][r][t];
+        out[r * N + t] = sum_of(total);
+    }
+}
+
+// take(r, t, value) for the products of `rows` rows with all tokens of one expert
+template <class M, class T, class Take>
+INLINE void products(const T* w, int64_t row, int64_t rows, const T* const* x, int64_t tokens, int64_t n, Take take) {
+    auto block = [&](auto r_count, int64_t r) {
+        constexpr int R = decltype(r_count)::value;
+        float out[R * 4];
+        auto some = [&](auto t_count, int64_t t) {
+            constexpr int N = decltype(t_count)::value;
+            dots<M, R, N>(w + r * row, row, x + t, n, out);
+            for (int i = 0; i < R; i++)
+                for (int j = 0; j < N; j++) take(r + i, t + j, out[i * N + j]);
+        };
+        int64_t t = 0;
+        for (; t + 4 <= tokens; t += 4) some(std::integral_constant<int, 4>(), t);
+        if (tokens - t == 3) some(std::integral_constant<int, 3>(), t);
+        if (tokens - t == 2) some(std::integral_constant<int, 2>(), t);
+        if (tokens - t == 1) some(std::integral_constant<int, 1>(), t);
+    };
+    int64_t r = 0;
+    for (; r + ROWS <= rows; r += ROWS) block(std::integral_constant<int, ROWS>(), r);
+    for (; r < rows; r++) block(std::integral_constant<int, 1>(), r);
+}
+
+template <class M> void mix(const Problem& p) {
+    using T = typename M::Number;
+    // Choices by expert: those of the i-th chosen expert are choices[starts[i]] to choices[starts[i + 1] - 1].
+    const int64_t n = p.T * p.K;
+    std::vector<int64_t> choices(n), starts, names;
+    for (int64_t i = 0; i < n; i++) choices[i] = i;
+    std::stable_sort(choices.begin(), choices.end(), [&](int64_t a, int64_t b) { return p.experts[a] < p.experts[b]; });
+    for (int64_t i = 0; i < n; i++)
+        if (i == 0 || p.experts[choices[i]] != names.back()) {
+            starts.push_back(i);
+            names.push_back(p.experts[choices[i]]);
+        }
+    const int64_t chosen = (int64_t)names.size();
+    starts.push_back(n);
+    std::vector<const T*> x(n), hidden(n);
+    const std::unique_ptr<T[]> memory(new T[n * p.F]);
+    for (int64_t i = 0; i < n; i++) {
+        x[i] = (const T*)p.x + choices[i] / p.K * p.x_row;
+        hidden[i] = memory.get() + i * p.F;
+    }
+    const int64_t up_portions = (p.F + PORTION - 1) / PORTION, down_portions = (p.D + PORTION - 1) / PORTION;
+#pragma omp parallel num_threads(p.threads)
+    {
+        std::vector<float> gates(PORTION * n), sums(PORTION * p.T);
+#pragma omp for schedule(dynamic)
+        for (int64_t i = 0; i < chosen * up_portions; i++) {
+            const int64_t e = i / up_portions, first = i % up_portions * PORTION, begin = starts[e];
+            const int64_t rows = std::min(PORTION, p.F - first), tokens = starts[e + 1] - begin;
+            const T* gate = (const T*)p.gate_up + names[e] * p.up_expert + first * p.up_row;
+            products<M>(gate, p.up_row, rows, &x[begin], tokens, p.D,
+                        [&](int64_t r, int64_t t, float value) { gates[t * PORTION + r] = value; });
+            products<M>(gate + p.F * p.up_row, p.up_row, rows, &x[begin], tokens, p.D,
+                        [&](int64_t r, int64_t t, float value) {
+                            const float g = gates[t * PORTION + r];
+                            memory[(begin + t) * p.F + first + r] = narrow_to<T>(g / (1 + std::exp(-g)) * value);
+                        });
+        }
+#pragma omp for schedule(dynamic)
+        for (int64_t i = 0; i < down_portions; i++) {
+            const int64_t first = i * PORTION, rows = std::min(PORTION, p.D - first);
+            std::fill(sums.begin(), sums.end(), 0.0f);
+            for (int64_t e = 0; e < chosen; e++) {
+                const int64_t begin = starts[e], tokens = starts[e + 1] - begin;
+                const T* down = (const T*)p.down + names[e] * p.down_expert + first * p.down_row;
+                products<M>(down, p.down_row, rows, &hidden[begin], tokens, p.F, [&](int64_t r, int64_t t, float value) {
+                    const int64_t choice = choices[begin + t];
+                    sums[choice / p.K * PORTION + r] += p.weights[choice] * value;
+                });
+            }
+            for (int64_t t = 0; t < p.T; t++)
+                for (int64_t r = 0; r < rows; r++)
+                    ((T*)p.out)[t * p.D + first + r] = narrow_to<T>(sums[t * PORTION + r]);
+        }
+    }
+}
+
+}  // namespace
+
+// 0, or 1 if a choice is no expert.
+extern "C" int64_t experts_decode(const Problem* p, int64_t is_bf16) {
+    for (int64_t i = 0; i < p->T * p->K; i++)
+        if (p->experts[i] < 0 || p->experts[i] >= p->E) return 1;
+    is_bf16 ? mix<Halves>(*p) : mix<Floats>(*p);
+    return 0;
+}
