@@ -6,11 +6,13 @@ from torch import Tensor
 
 from nautile import ops
 from nautile.ops import group_layout
+from nautile.ops.dispatch import implementation
 from nautile.ops.fp8_products import fp8_gemm, grouped_fp8_gemm, k_grouped_fp8_gemm, masked_fp8_gemm
 from nautile.ops.fp8_tensor import Fp8Tensor
 from nautile.ops.hopper import unavailable
-from nautile.ops.numerics import SAME_FP8_DIFF, calc_diff
+from nautile.ops.numerics import MLA_DENSE_OUT, MLA_LSE, SAME_FP8_DIFF, calc_diff, within
 from nautile.ops.reference import fp8_products as reference
+from nautile.ops.reference import paged_latents
 
 REASON = unavailable(torch.device("cuda")) if torch.cuda.is_available() else "no CUDA"
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(REASON is not None, reason=str(REASON))]
@@ -98,3 +100,27 @@ def test_in_a_cuda_graph() -> None:
             fp8_gemm(a, b, out_MN=out)
         graph.replay()
     assert torch.equal(out, want)
+
+
+@pytest.mark.parametrize("S, H, causal", [(1, 16, False), (1, 128, False), (2, 128, True), (4, 63, True), (3, 1, True)])
+@pytest.mark.parametrize("P", [64, 256])
+def test_dense_decoding(S: int, H: int, causal: bool, P: int) -> None:
+    lengths = torch.tensor([4096, 0, 1, 140, 20_000, 64], dtype=torch.int32)
+    B, W = len(lengths), -(-int(lengths.max()) // P)
+    q = (torch.randn(B, S, H, 576, device="cuda") / 10).clamp(-1, 1).bfloat16()
+    cache = torch.full((B * W, P, 576), float("nan"), device="cuda", dtype=torch.bfloat16)
+    pages = torch.randperm(B * W).view(B, W)
+    table = torch.full((B, W), 2_147_480_000, dtype=torch.int32)
+    for b, length in enumerate(lengths.tolist()):
+        for w in range(-(-length // P)):
+            rows = min(P, length - w * P)
+            table[b, w] = pages[b, w]
+            cache[pages[b, w], :rows] = (torch.randn(rows, 576, device="cuda") / 10).clamp(-1, 1).bfloat16()
+    table, lengths = table.cuda(), lengths.cuda()
+    want = paged_latents.paged_mla_decode(q, cache.unsqueeze(2), table, lengths, 512, 576**-0.5, causal, None)
+    # Only this op has to run here: a schedule may come from any backend.
+    with ops.use("hopper"):
+        kernel = implementation("paged_mla_decode", q)
+    o, lse = kernel(q, cache.unsqueeze(2), table, lengths, 512, 576**-0.5, causal, None)
+    assert within(o, want[0], MLA_DENSE_OUT) is None
+    assert within(lse, want[1], MLA_LSE) is None

@@ -1,11 +1,12 @@
 """Runs Hopper kernels on a CPU: the same .cu file, compiled for the host with hopper_emulator.hpp as its ptx.cuh."""
 
 import ctypes
+from collections.abc import Mapping
 from pathlib import Path
 
-from nautile.core.cuda_driver import ELEMENT_TYPES, TensorMap
+from nautile.core.cuda_driver import ELEMENT_TYPES, Launch, TensorMap
 from nautile.core.jit import load_cxx
-from nautile.ops.hopper.fp8_plan import SOURCE, Plan
+from nautile.ops.hopper import fp8_plan, mla_plan
 
 HERE = Path(__file__).parent
 EMULATOR = HERE / "hopper_emulator.hpp"
@@ -25,20 +26,44 @@ class EmulatedMap(ctypes.Structure):
     )
 
 
-def run(plan: Plan, seed: int = 0) -> None:
+def run_fp8_gemm(plan: fp8_plan.Plan, seed: int = 0, source: Path = fp8_plan.SOURCE) -> None:
+    """Execute one launch of fp8_gemm.cu, or of a changed copy."""
+    run(source, fp8_plan.KERNEL, plan.variant.defines(), plan.maps, plan.args, plan.how, seed)
+
+
+def run_mla_decode(plan: mla_plan.Plan, seed: int = 0) -> None:
+    """Execute both launches of mla_decode.cu."""
+    run(mla_plan.SOURCE, mla_plan.KERNEL, {}, plan.maps, plan.args, plan.how, seed)
+    run(mla_plan.SOURCE, mla_plan.MERGE, {}, (), plan.args, plan.how_to_merge, seed)
+
+
+def run(
+    source: Path,
+    kernel: str,
+    defines: Mapping[str, int],
+    maps: tuple[TensorMap, ...],
+    args: ctypes.Structure,
+    how: Launch,
+    seed: int,
+) -> None:
     """Execute one launch; what the emulator finds fault with is an AssertionError."""
-    defines = {"NAUTILE_PTX": f'"{EMULATOR}"', "NAUTILE_KERNEL": f'"{SOURCE}"', **plan.variant.defines()}
-    flags = ("-w", "-O1", *(f"-D{name}={value}" for name, value in defines.items()))
-    emulate = load_cxx(HERE / "emulated_fp8_gemm.cpp", EMULATOR, SOURCE, flags=flags).emulate
-    storage = ctypes.create_string_buffer(4 * 128 + 64)
-    first = -ctypes.addressof(storage) % 64
-    for i, tensor_map in enumerate(plan.maps):
-        ctypes.memmove(ctypes.addressof(storage) + first + 128 * i, ctypes.byref(_emulated(tensor_map)), 128)
+    call = ",".join([*(f"maps[{i}]" for i in range(len(maps))), "*args"])
+    macros = {
+        "NAUTILE_PTX": f'"{EMULATOR}"',
+        "NAUTILE_KERNEL": f'"{source}"',
+        "NAUTILE_CALL": f"{kernel}({call})",
+        **defines,
+    }
+    flags = ("-w", "-O1", *(f"-D{name}={value}" for name, value in macros.items()))
+    emulate = load_cxx(HERE / "emulated_kernel.cpp", EMULATOR, source, flags=flags).emulate
+    storage = ctypes.create_string_buffer(len(maps) * 128 + 64)
+    first = ctypes.addressof(storage) + -ctypes.addressof(storage) % 64
+    for i, tensor_map in enumerate(maps):
+        ctypes.memmove(first + 128 * i, ctypes.byref(_emulated(tensor_map)), 128)
     error = ctypes.create_string_buffer(1000)
-    how = plan.how
     failed = emulate(
-        ctypes.c_void_p(ctypes.addressof(storage) + first),
-        ctypes.byref(plan.args),
+        ctypes.c_void_p(first),
+        ctypes.byref(args),
         how.grid,
         how.cluster,
         how.threads,

@@ -59,6 +59,7 @@ struct Block {
     uint8_t* shared;
     int index, rank;
     std::map<int, Meeting> meetings;  // named barriers; warps are 1000 + warp
+    std::map<int, std::vector<float>> exchanged;  // per warp
 };
 
 struct Fiber {
@@ -206,6 +207,11 @@ struct Operand {  // a matrix descriptor, taken apart
         const uint64_t place = start + row / 8 * stride + row % 8 * 128 + byte;
         return reinterpret_cast<const uint8_t*>(swizzled(uintptr_t(block) + place, 128));
     }
+    // Across: row k holds 64 elements of 16 bits of the other dimension.
+    const uint8_t* across(int n, int k) const {
+        const uint64_t place = start + n / 64 * leading + k / 8 * stride + k % 8 * 128 + n % 64 * 2;
+        return reinterpret_cast<const uint8_t*>(swizzled(uintptr_t(block) + place, 128));
+    }
 };
 
 inline void run_all(std::vector<std::function<void()>>& what) {
@@ -318,6 +324,20 @@ DEVICE void named_sync(int id, int threads) {
     emulated::check(id > 0 && id < 16 && threads % 32 == 0, "named barrier out of range");
     emulated::meet(emulated::machine->self->block->meetings[id], threads, "named_sync");
 }
+DEVICE void named_arrive(int id, int threads) {
+    auto& meeting = emulated::machine->self->block->meetings[id];
+    ++emulated::machine->progress;
+    if (++meeting.arrived == threads) meeting.arrived = 0, ++meeting.round;
+}
+DEVICE float exchange(float value, int mask) {
+    auto& lanes = emulated::machine->self->block->exchanged[thread_index() / 32];
+    lanes.resize(32);
+    lanes[thread_index() % 32] = value;
+    warp_sync();
+    const float other = lanes[(thread_index() % 32) ^ mask];
+    warp_sync();
+    return other;
+}
 template <int N>
 DEVICE void registers_give() {}
 template <int N>
@@ -392,10 +412,15 @@ DEVICE uint32_t pack_bf16(float low, float high) {
     return packed;
 }
 
+DEVICE float exp2_fast(float x) { return std::exp2(x); }
+DEVICE float log2_fast(float x) { return std::log2(x); }
 DEVICE float from_bf16(uint16_t bits) { return emulated::from_bf16(bits); }
 
 DEVICE uint64_t operand(uint32_t address) {
     return uint64_t((address & 0x3ffff) >> 4) | uint64_t(1024 >> 4) << 32 | uint64_t(1) << 62;
+}
+DEVICE uint64_t operand_across(uint32_t address, int leading) {
+    return operand(address) | uint64_t(leading >> 4) << 16;
 }
 template <int N>
 DEVICE void product_begin(float (&)[N]) {}
@@ -436,6 +461,33 @@ DEVICE void product_e4m3(float (&d)[N / 2], uint64_t a_bits, uint64_t b_bits, in
                     sums[0] += rows[0][16 * piece + k] * value;
                     sums[1] += rows[1][16 * piece + k] * value;
                 }
+            }
+            for (int half = 0; half < 2; ++half) {
+                float& place = out[i / 2 * 4 + half * 2 + i % 2];
+                place = (add ? place : 0.0f) + sums[half];
+            }
+        }
+    });
+}
+
+template <int N, int ACROSS>
+DEVICE void product_bf16(float (&d)[N / 2], uint64_t a_bits, uint64_t b_bits, int add) {
+    float* out = d;
+    const int thread = thread_index();
+    emulated::machine->self->products.push_back([=] {
+        const emulated::Operand a(a_bits), b(b_bits);
+        const auto value = [](const uint8_t* from) { return emulated::from_bf16(*reinterpret_cast<const uint16_t*>(from)); };
+        float rows[2][16];
+        for (int half = 0; half < 2; ++half)
+            for (int k = 0; k < 16; ++k)
+                rows[half][k] = value(a.row_byte(thread % 128 / 32 * 16 + thread % 32 / 4 + 8 * half, 2 * k));
+        for (int i = 0; i < N / 4; ++i) {
+            const int column = i / 2 * 8 + thread % 4 * 2 + i % 2;
+            float sums[2] = {0.0f, 0.0f};
+            for (int k = 0; k < 16; ++k) {
+                const float other = value(ACROSS ? b.across(column, k) : b.row_byte(column, 2 * k));
+                sums[0] += rows[0][k] * other;
+                sums[1] += rows[1][k] * other;
             }
             for (int half = 0; half < 2; ++half) {
                 float& place = out[i / 2 * 4 + half * 2 + i % 2];

@@ -8,8 +8,9 @@ import pytest
 from hopper_cases import tile
 
 from nautile.core.jit import NVCC_FLAGS, compile_cuda, why_no_nvcc
+from nautile.ops.hopper import mla_plan
 from nautile.ops.hopper.fp8_plan import HEADERS, KERNEL, SOURCE, Variant
-from nautile.ops.hopper.tiles import Grouping, Problem, Share, Tile, candidates
+from nautile.ops.hopper.tiles import SHARED_LIMIT, Grouping, Problem, Share, Tile, candidates
 
 pytestmark = pytest.mark.skipif(why_no_nvcc() is not None, reason=str(why_no_nvcc()))
 
@@ -31,20 +32,32 @@ VARIANTS = [
 ]
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: f"{v.grouping.name}-{v.tile.block_m}x{v.tile.block_n}")
-def test_it_compiles_without_spills(variant: Variant, tmp_path: Path) -> None:
-    defines = [f"-D{name}={value}" for name, value in variant.defines().items()]
+def compile_verbosely(source: Path, folder: Path, *defines: str) -> str:
+    """What nvcc and ptxas say."""
     command = ["nvcc", *NVCC_FLAGS, "-gencode=arch=compute_90a,code=sm_90a", *defines, "-Xptxas", "-v"]
-    done = subprocess.run(
-        [*command, str(SOURCE), "-o", str(tmp_path / "x.cubin")], capture_output=True, text=True, check=False
-    )
+    out = str(folder / "x.cubin")
+    done = subprocess.run([*command, str(source), "-o", out], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    report = done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def assert_fits(report: str, threads: int) -> None:
     assert "warning" not in report, report  # among them: serialised wgmma, setmaxnreg ignored
-    assert re.search(r"\b0 bytes spill stores, 0 bytes spill loads", report), report
-    used = re.search(r"Used (\d+) registers", report)
-    assert used, report
-    assert int(used[1]) * variant.tile.threads <= 65536
+    spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", report)
+    assert spills and set(spills) == {("0", "0")}, report
+    registers = [int(used) for used in re.findall(r"Used (\d+) registers", report)]
+    assert registers and max(registers) * threads <= 65536, report
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: f"{v.grouping.name}-{v.tile.block_m}x{v.tile.block_n}")
+def test_products_compile_without_spills(variant: Variant, tmp_path: Path) -> None:
+    defines = [f"-D{name}={value}" for name, value in variant.defines().items()]
+    assert_fits(compile_verbosely(SOURCE, tmp_path, *defines), variant.tile.threads)
+
+
+def test_decoding_compiles_without_spills(tmp_path: Path) -> None:
+    assert_fits(compile_verbosely(mla_plan.SOURCE, tmp_path), 384)
+    assert mla_plan.SHARED_BYTES <= SHARED_LIMIT
 
 
 def test_the_cubin_has_the_kernel() -> None:

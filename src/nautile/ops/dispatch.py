@@ -42,7 +42,7 @@ TABLE: dict[str, tuple[str, tuple[str, ...]]] = {
     "gathered_attention": ("sparse_attention", ("triton", "cpu", "reference")),
     "selected_attention": ("sparse_attention", ("triton", "cpu", "reference")),
     "sparse_mla_prefill": ("sparse_prefill", ("triton", "reference")),
-    "paged_mla_decode": ("paged_latents", ("cpu", "reference")),
+    "paged_mla_decode": ("paged_latents", ("hopper", "cpu", "reference")),
     "paged_sparse_mla_decode": ("paged_sparse_latents", ("reference",)),
     "plan_splits": ("split_plan", ("reference",)),
     "store_latents": ("latent_bytes", ("reference",)),

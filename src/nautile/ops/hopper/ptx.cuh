@@ -46,6 +46,10 @@ DEVICE void cluster_sync() {
 }
 // `threads` threads of the block meet at barrier `id`; 0 is block_sync's.
 DEVICE void named_sync(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
+// Counts for the barrier without waiting there.
+DEVICE void named_arrive(int id, int threads) { asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
+// The value of the lane whose number differs by `mask`.
+DEVICE float exchange(float value, int mask) { return __shfl_xor_sync(0xffffffff, value, mask); }
 
 // Registers of this warpgroup's threads, from here on; all four warps call it.
 template <int N>
@@ -146,11 +150,27 @@ DEVICE uint32_t pack_bf16(float low, float high) {
 
 DEVICE float from_bf16(uint16_t bits) { return __uint_as_float(uint32_t(bits) << 16); }
 
+// To about 22 bits; −∞ gives 0.
+DEVICE float exp2_fast(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+DEVICE float log2_fast(float x) {
+    float y;
+    asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 // ---- warpgroup products ----
 
 // Shared-memory operand of 128-byte rows under the 128-byte swizzle, eight rows every 1024 bytes.
 DEVICE uint64_t operand(uint32_t address) {
     return uint64_t((address & 0x3ffff) >> 4) | uint64_t(1024 >> 4) << 32 | uint64_t(1) << 62;
+}
+// The same with K along the rows: 64 elements of 16 bits of the other dimension in a row, the next 64 `leading` bytes on.
+DEVICE uint64_t operand_across(uint32_t address, int leading) {
+    return operand(address) | uint64_t(leading >> 4) << 16;
 }
 // The compiler may move no use of the accumulators across these.
 template <int N>
@@ -185,6 +205,10 @@ DEVICE void product_wait(float (&accumulators)[N]) {
 #define OUTS_80(d) OUTS_72(d), OUT_8(d, 72)
 #define OUTS_88(d) OUTS_80(d), OUT_8(d, 80)
 #define OUTS_96(d) OUTS_88(d), OUT_8(d, 88)
+#define OUTS_104(d) OUTS_96(d), OUT_8(d, 96)
+#define OUTS_112(d) OUTS_104(d), OUT_8(d, 104)
+#define OUTS_120(d) OUTS_112(d), OUT_8(d, 112)
+#define OUTS_128(d) OUTS_120(d), OUT_8(d, 120)
 #define NAMES_8 "%0,%1,%2,%3,%4,%5,%6,%7"
 #define NAMES_16 NAMES_8 ",%8,%9,%10,%11,%12,%13,%14,%15"
 #define NAMES_24 NAMES_16 ",%16,%17,%18,%19,%20,%21,%22,%23"
@@ -197,6 +221,10 @@ DEVICE void product_wait(float (&accumulators)[N]) {
 #define NAMES_80 NAMES_72 ",%72,%73,%74,%75,%76,%77,%78,%79"
 #define NAMES_88 NAMES_80 ",%80,%81,%82,%83,%84,%85,%86,%87"
 #define NAMES_96 NAMES_88 ",%88,%89,%90,%91,%92,%93,%94,%95"
+#define NAMES_104 NAMES_96 ",%96,%97,%98,%99,%100,%101,%102,%103"
+#define NAMES_112 NAMES_104 ",%104,%105,%106,%107,%108,%109,%110,%111"
+#define NAMES_120 NAMES_112 ",%112,%113,%114,%115,%116,%117,%118,%119"
+#define NAMES_128 NAMES_120 ",%120,%121,%122,%123,%124,%125,%126,%127"
 
 // accumulators [64, N] (+)= a [64, 32] · b [N, 32]ᵀ in e4m3, both K-major in shared memory; `add` 0 starts from zero.
 // A thread holds, of row 16·warp + lane / 4 and of the row 8 below it, columns 8j + 2·(lane % 4) and the next one:
@@ -225,3 +253,19 @@ PRODUCT_E4M3(144, 72, "%72", "%73", "%74")
 PRODUCT_E4M3(160, 80, "%80", "%81", "%82")
 PRODUCT_E4M3(176, 88, "%88", "%89", "%90")
 PRODUCT_E4M3(192, 96, "%96", "%97", "%98")
+
+// accumulators [64, N] (+)= a [64, 16] · b [N, 16]ᵀ in bfloat16, held as above; b is K-major, or across if ACROSS.
+template <int N, int ACROSS>
+DEVICE void product_bf16(float (&d)[N / 2], uint64_t a, uint64_t b, int add);
+
+#define PRODUCT_BF16(N, COUNT, ACROSS, A, B, ADD)                                                            \
+    template <>                                                                                              \
+    DEVICE void product_bf16<N, ACROSS>(float (&d)[N / 2], uint64_t a, uint64_t b, int add) {                \
+        asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, " ADD ", 0;\n"                                    \
+                     "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" NAMES_##COUNT "}, " A      \
+                     ", " B ", add, 1, 1, 0, " #ACROSS ";\n}"                                                \
+                     : OUTS_##COUNT(d)                                                                       \
+                     : "l"(a), "l"(b), "r"(add));                                                            \
+    }
+PRODUCT_BF16(64, 32, 0, "%32", "%33", "%34")
+PRODUCT_BF16(256, 128, 1, "%128", "%129", "%130")
