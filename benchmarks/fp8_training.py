@@ -37,8 +37,7 @@ from nautile.data.config import DataConfig
 from nautile.data.prepare import PreparedData, prepare
 from nautile.layers.moe.balance import update_bias_
 from nautile.models.deepseek_v3.config import V3_MICRO
-from nautile.ops import fp8_linear
-from nautile.ops.fp8_linear import activation, weight
+from nautile.ops import fp8_recipe
 from nautile.ops.fp8_products import ROWS
 from nautile.ops.fp8_tensor import LARGEST, Block, Fp8Tensor
 from nautile.ops.numerics import calc_diff
@@ -173,7 +172,7 @@ def one_scale(x: Tensor, block: Block, ue8m0: bool = False) -> Fp8Tensor:
     scale = x.abs().amax((-2, -1), keepdim=True).clamp(min=1e-4) / LARGEST
     data = (x / scale).clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn)
     grid = [-(-size // step) for size, step in zip(x.shape[-2:], block, strict=True)]
-    return fp8_linear._whole(Fp8Tensor(data.contiguous(), scale.expand(*x.shape[:-2], *grid).contiguous(), block))
+    return fp8_recipe._whole(Fp8Tensor(data.contiguous(), scale.expand(*x.shape[:-2], *grid).contiguous(), block))
 
 
 @contextmanager
@@ -187,13 +186,13 @@ def turned(x: Fp8Tensor, D: int) -> Fp8Tensor:
     """xᵀ [D, R]: the same numbers under the same scale."""
     grid = (-(-x.shape[1] // ROWS[0]), -(-x.shape[0] // ROWS[1]))
     scale = x.scale[:1, :1].expand(grid).contiguous()
-    return fp8_linear._rows(fp8_linear._whole(Fp8Tensor(x.data.t().contiguous(), scale, ROWS)), D)
+    return fp8_recipe._first_rows(fp8_recipe._whole(Fp8Tensor(x.data.t().contiguous(), scale, ROWS)), D)
 
 
 @contextmanager
 def with_tensor_scales() -> Iterator[None]:
     """Layers quantise with one scale."""
-    with patch.object(fp8_linear, "_quantized", one_scale), patch.object(fp8_linear, "turned_activation", turned):
+    with patch.object(fp8_recipe, "_quantized", one_scale), patch.object(fp8_recipe, "turned_activation", turned):
         yield
 
 
@@ -217,7 +216,7 @@ def product_errors(name: str) -> list[dict[str, float]]:
         size_K = 10.0 ** (4 * torch.rand(K, generator=generator) - 2)
         a, b = torch.randn(64, K, generator=generator) * size_K, torch.randn(64, K, generator=generator)
         with ARITHMETIC[name]():
-            a8, b8 = activation(a), weight(b)
+            a8, b8 = fp8_recipe.activation(a), fp8_recipe.weight(b)
             got = ops.fp8_gemm(a8, b8, dtype=torch.float32).double()
         exact = a8.dequantize(torch.float64) @ b8.dequantize(torch.float64).t()
         rows.append(

@@ -91,6 +91,7 @@ def test_no_gradient_is_no_nan() -> None:
         assert (grad == 0).all()
 
 
+@pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")  # of numpy in the interpreter
 @pytest.mark.parametrize("wrong", [NAN, float("inf")])
 def test_what_is_not_finite_stays_so(backend: str, wrong: float) -> None:
     x, w = normal(5, 128), normal(16, 128, seed=1)
@@ -177,6 +178,24 @@ def test_backends_agree() -> None:
             found.append([y, *gradients(y, x, w)])
     for got, want in zip(*found, strict=True):
         assert_near(got, want, SAME_FP8_DIFF)
+
+
+def test_compiled_is_one_graph_with_the_same_numbers() -> None:
+    torch._dynamo.reset()
+    ends_G = torch.tensor([100, 129], dtype=torch.int32)
+
+    def layer(x: Tensor, v: Tensor, w: Tensor, stack: Tensor) -> Tensor:
+        y, z = fp8_linears(x, v, w)
+        return fp8_grouped_linear(y * z, stack, ends_G)
+
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    leaves = normal(256, 70), normal(40, 70, seed=1), normal(40, 70, seed=2), normal(2, 30, 40, seed=3)
+    for autocast in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            got, want = compiled(*leaves), layer(*leaves)
+        assert torch.equal(got, want) and got.dtype == want.dtype
+        for a, b in zip(gradients(got, *leaves), gradients(want, *leaves), strict=True):
+            assert_near(a, b, SAME_FP8_DIFF if not autocast else FP8_DIFF)
 
 
 @pytest.mark.parametrize(
