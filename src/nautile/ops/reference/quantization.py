@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from nautile.ops.fp8_tensor import LARGEST, Block, Fp8Tensor
+from nautile.ops.reference.fp8_products import numbers
 from nautile.ops.reference.scale_packing import ceil_to_ue8m0
 
 SMALLEST_AMAX = 1e-4
@@ -22,11 +23,12 @@ def quantize_fp8(x: Tensor, block: Block, ue8m0: bool) -> tuple[Tensor, Tensor]:
     """(data, scale); see `nautile.ops.quantize_fp8`."""
     (r, c), (R, C) = block, x.shape[-2:]
     down, across = -(-R // r), -(-C // c)
-    wide = x.float()
+    wide = x.contiguous().float()  # at once, a transpose takes a CPU ten times as long
     if R % r or C % c:
         wide = torch.nn.functional.pad(wide, (0, across * c - C, 0, down * r - R))
     blocks = wide.reshape(*x.shape[:-2], down, r, across, c)
-    scale = scale_of(blocks.abs().amax((-3, -1)), ue8m0)
+    amax = torch.maximum(blocks.amax((-3, -1)), -blocks.amin((-3, -1)))  # |x| would be written, and read again
+    scale = scale_of(amax, ue8m0)
     data = rounded(blocks * (1.0 / scale)[..., :, None, :, None]).reshape(wide.shape)
     return data[..., :R, :C].contiguous(), scale
 
@@ -44,9 +46,9 @@ def rounded(x: Tensor) -> Tensor:
 
 def requantize_transposed(x: Fp8Tensor, block: Block, ue8m0: bool) -> tuple[Tensor, Tensor]:
     """(data, scale); see `nautile.ops.requantize_transposed`."""
-    return quantize_fp8(x.t().dequantize(), block, ue8m0)
+    return quantize_fp8(numbers(x).mT, block, ue8m0)
 
 
 def dequantize_fp8(x: Fp8Tensor, dtype: torch.dtype) -> Tensor:
     """See `nautile.ops.dequantize_fp8`."""
-    return x.dequantize(dtype)
+    return numbers(x).to(dtype).contiguous()
