@@ -49,16 +49,6 @@ def test_selection_in_float64() -> None:
     assert ops.topk_gate(scores, 2).tolist() == [[1, 0]]
 
 
-def test_selection_is_one_node_of_a_compiled_graph() -> None:
-    scores = torch.randn(6, 12, generator=torch.Generator().manual_seed(0))
-
-    def choose(x: Tensor) -> Tensor:
-        return x.gather(1, ops.topk_gate(x.sigmoid(), 3, 4, 2, "top2_sum"))
-
-    compiled = torch.compile(choose, fullgraph=True, backend="aot_eager")
-    assert torch.equal(compiled(scores), choose(scores))
-
-
 def some_experts(T: int, K: int, E: int, *, holes: bool = True) -> Tensor:
     """Different ones for each token; expert 1 is nobody's, and with holes some are of nobody."""
     generator = torch.Generator().manual_seed(T)
@@ -181,6 +171,30 @@ def test_moving_nothing(backend: str) -> None:
         assert ops.combine_tokens(torch.empty(0, 5), none).shape == (0, 5)
         assert ops.permute_tokens(torch.full((3, 5), NAN), nobody).tolist() == [[0.0] * 5] * 6
         assert ops.combine_tokens(torch.full((6, 5), NAN), nobody).tolist() == [[0.0] * 5] * 3
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_each_is_one_node_of_a_compiled_graph(weighted: bool) -> None:
+    """Chosen, permuted and combined, forward and backward; NaN in padding rows and of choices of nobody."""
+
+    def layer(x: Tensor, scores: Tensor, weights: Tensor) -> Tensor:
+        experts = ops.topk_gate(scores, 3, 4, 2, "top2_sum")
+        rows = row_map(torch.where(experts == 5, -1, experts), 12, 4)
+        y = ops.permute_tokens(x, rows).exp()
+        y = torch.where(rows.choice_R[:, None] < 0, NAN, y)
+        return ops.combine_tokens(y, rows, torch.where(experts == 5, NAN, weights) if weighted else None)
+
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for function in (layer, torch.compile(layer, fullgraph=True, backend="aot_eager")):
+        generator.manual_seed(0)
+        x, scores, weights = (torch.randn(9, n, generator=generator) for n in (7, 12, 3))
+        y = function(x.requires_grad_(), scores, weights.requires_grad_())
+        y.backward(torch.randn(y.shape, generator=generator))
+        found.append([y.detach(), x.grad, *([weights.grad] if weighted else [])])
+    for eager, compiled in zip(*found, strict=True):
+        assert torch.isfinite(eager).all()
+        torch.testing.assert_close(compiled, eager, rtol=1e-5, atol=1e-5)
 
 
 def test_there_and_back_is_the_sum_of_weights() -> None:

@@ -7,13 +7,14 @@
 T tokens, D model, E experts, K choices per token, G groups, R rows. Choice t·K + k is also called by that number.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from nautile.ops import group_layout
+from nautile.ops import group_layout, routing_nodes
 from nautile.ops.checks import looks_at_values, same_device
 from nautile.ops.dispatch import implementation
 
@@ -58,19 +59,12 @@ def topk_gate(
         raise ValueError(f"topk_gate: group_score must be 'max' or 'top2_sum', got {group_score!r}")
     if group_score == "top2_sum" and topk_group < n_group == E:
         raise ValueError(f"topk_gate: groups of one expert have no two best: n_group is {n_group}, E is {E}")
-    run = _compiled_topk_gate if torch.compiler.is_compiling() else implementation("topk_gate", scores_TE)
+    run = _run("topk_gate", scores_TE)
     return run(scores_TE.detach(), k, n_group, topk_group, group_score)
 
 
-@torch.library.custom_op("nautile::topk_gate", mutates_args=())
-def _compiled_topk_gate(scores_TE: Tensor, k: int, n_group: int, topk_group: int, group_score: str) -> Tensor:
-    """A node of the compiler's graph that runs what an eager call does: inlined, all experts would be sorted."""
-    return implementation("topk_gate", scores_TE)(scores_TE, k, n_group, topk_group, group_score).contiguous()
-
-
-@_compiled_topk_gate.register_fake
-def _(scores_TE: Tensor, k: int, n_group: int, topk_group: int, group_score: str) -> Tensor:
-    return scores_TE.new_empty(scores_TE.shape[0], k, dtype=torch.int64)
+def _run(op: str, example: Tensor) -> Callable[..., Tensor]:
+    return getattr(routing_nodes, op) if torch.compiler.is_compiling() else implementation(op, example)
 
 
 @dataclass(frozen=True)
@@ -174,4 +168,4 @@ def combine_tokens(y_RD: Tensor, rows: RowMap, weights_TK: Tensor | None = None)
             f"got {weights_TK.dtype} {list(weights_TK.shape)}"
         )
     same_device("combine_tokens", y=y_RD, weights=weights_TK, rows=rows.row_TK)
-    return implementation("combine_tokens", y_RD)(y_RD, rows.choice_R, rows.row_TK, weights_TK)
+    return _run("combine_tokens", y_RD)(y_RD, rows.choice_R, rows.row_TK, weights_TK)
