@@ -11,17 +11,17 @@ from torch import Tensor
 
 from nautile.ops.fp8_tensor import Block, Fp8Tensor
 from nautile.ops.triton.scale_packing import ceil_to_ue8m0
-from nautile.ops.triton.support import FLOATS, next_power_of_two
+from nautile.ops.triton.support import FLOATS, fp8, next_power_of_two
 
 TILE = 4096
 """Elements of a tile of several blocks."""
 
 
 def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why these kernels cannot take `dtype`."""
-    if dtype in FLOATS or dtype == torch.float8_e4m3fn:
-        return None
-    return f"{dtype} is not one of float32, bfloat16, float16, float8_e4m3fn"
+    """Why these kernels cannot take `dtype`, or `device` has no FP8."""
+    if dtype not in FLOATS and dtype != torch.float8_e4m3fn:
+        return f"{dtype} is not one of float32, bfloat16, float16, float8_e4m3fn"
+    return fp8(device, torch.float8_e4m3fn)
 
 
 def quantize_fp8(x: Tensor, block: Block, ue8m0: bool) -> tuple[Tensor, Tensor]:

@@ -8,8 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from nautile.ops.triton.quantization import magnitude, rounded, scale_of
-from nautile.ops.triton.support import floats as why_not
+from nautile.ops.triton.quantization import magnitude, rounded, scale_of, why_not
 from nautile.ops.triton.support import next_power_of_two
 
 __all__ = ["swiglu_quantize", "swiglu_quantize_backward", "why_not"]
