@@ -51,44 +51,49 @@ def blocked_kl(
 
 class _BlockedKl(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        index_q_BSJI: Tensor,
-        index_k_BSI: Tensor,
-        weights_BSJ: Tensor,
-        q_BSHQ: Tensor,
-        k_BSHQ: Tensor,
-        scale: float,
-        selected_BSS: Tensor | None,
-        document_ids_BS: Tensor | None,
-        parts: Parts,
-        wanted: bool,
-    ) -> Tensor:
-        inputs = (index_q_BSJI, index_k_BSI, weights_BSJ)
-        wide = accumulate_dtype(index_q_BSJI)
-        grads = [torch.zeros(x.shape, dtype=wide, device=x.device) for x in inputs] if wanted else []
-        total = torch.zeros((), dtype=wide, device=q_BSHQ.device)
-        with no_autocast(q_BSHQ):
-            for b, s in _blocks(q_BSHQ, parts.pairs):
-                hidden_ST = _hidden(b, s, q_BSHQ.device, selected_BSS, document_ids_BS)
-                block = (index_q_BSJI[b, s][None], index_k_BSI[b, : s.stop][None], weights_BSJ[b, s][None])
-                p_ST = parts.target(q_BSHQ[b, s], k_BSHQ[b, : s.stop], scale, hidden_ST).to(wide)
-                scores_ST = parts.scores(*block)[0].masked_fill_(hidden_ST, torch.finfo(wide).min)
-                log_ST = torch.log_softmax(scores_ST, -1)
-                total += torch.xlogy(p_ST, p_ST).sum() - (p_ST * log_ST.masked_fill(hidden_ST, 0.0)).sum()
-                if grads:
-                    grad_ST = log_ST.exp_().sub_(p_ST).masked_fill_(hidden_ST, 0.0)
-                    into_q, into_k, into_weights = parts.gradients(*block, grad_ST[None])
-                    grads[0][b, s], grads[2][b, s] = into_q[0], into_weights[0]
-                    grads[1][b, : s.stop] += into_k[0]
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        total, grads = kl_and_gradients(*inputs)
         if grads:
-            ctx.save_for_backward(*(g.to(x.dtype) for g, x in zip(grads, inputs, strict=True)))
+            ctx.save_for_backward(*(g.to(x.dtype) for g, x in zip(grads, inputs[:3], strict=True)))
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyrefly: ignore
         return *((grad * g).to(g.dtype) for g in ctx.saved_tensors), *(None,) * 7
+
+
+def kl_and_gradients(
+    index_q_BSJI: Tensor,
+    index_k_BSI: Tensor,
+    weights_BSJ: Tensor,
+    q_BSHQ: Tensor,
+    k_BSHQ: Tensor,
+    scale: float,
+    selected_BSS: Tensor | None,
+    document_ids_BS: Tensor | None,
+    parts: Parts,
+    wanted: bool,
+) -> tuple[Tensor, list[Tensor]]:
+    """The loss, and if they are wanted its gradients for the first three, float32 or better."""
+    wide = accumulate_dtype(index_q_BSJI)
+    inputs = (index_q_BSJI, index_k_BSI, weights_BSJ)
+    grads = [torch.zeros(x.shape, dtype=wide, device=x.device) for x in inputs] if wanted else []
+    total = torch.zeros((), dtype=wide, device=q_BSHQ.device)
+    with no_autocast(q_BSHQ):
+        for b, s in _blocks(q_BSHQ, parts.pairs):
+            hidden_ST = _hidden(b, s, q_BSHQ.device, selected_BSS, document_ids_BS)
+            block = (index_q_BSJI[b, s][None], index_k_BSI[b, : s.stop][None], weights_BSJ[b, s][None])
+            p_ST = parts.target(q_BSHQ[b, s], k_BSHQ[b, : s.stop], scale, hidden_ST).to(wide)
+            scores_ST = parts.scores(*block)[0].masked_fill_(hidden_ST, torch.finfo(wide).min)
+            log_ST = torch.log_softmax(scores_ST, -1)
+            total += torch.xlogy(p_ST, p_ST).sum() - (p_ST * log_ST.masked_fill(hidden_ST, 0.0)).sum()
+            if wanted:
+                grad_ST = log_ST.exp_().sub_(p_ST).masked_fill_(hidden_ST, 0.0)
+                into_q, into_k, into_weights = parts.gradients(*block, grad_ST[None])
+                grads[0][b, s], grads[2][b, s] = into_q[0], into_weights[0]
+                grads[1][b, : s.stop] += into_k[0]
+    return total, grads
 
 
 def _blocks(q_BSHQ: Tensor, pairs: int) -> Iterator[tuple[int, slice]]:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from nautile.ops.dispatch import implementation
+from nautile.ops.index_nodes import scores_node, top_rows_node
 
 
 def index_scores(q_BSJI: Tensor, k_BTI: Tensor, weights_BSJ: Tensor) -> Tensor:
@@ -36,7 +37,8 @@ def index_scores(q_BSJI: Tensor, k_BTI: Tensor, weights_BSJ: Tensor) -> Tensor:
         raise ValueError(f"index_scores: weights must be [B, S, J] = {[B, S, J]}, got {list(weights_BSJ.shape)}")
     if not q_BSJI.dtype.is_floating_point:
         raise ValueError(f"index_scores: q must be floating point, got {q_BSJI.dtype}")
-    return implementation("index_scores", q_BSJI)(q_BSJI, k_BTI, weights_BSJ)
+    run = scores_node if torch.compiler.is_compiling() else implementation("index_scores", q_BSJI)
+    return run(q_BSJI, k_BTI, weights_BSJ)
 
 
 def top_rows(scores_BST: Tensor, seen_BST: Tensor, k: int) -> Tensor:
@@ -67,4 +69,5 @@ def top_rows(scores_BST: Tensor, seen_BST: Tensor, k: int) -> Tensor:
         )
     if k < 1:
         raise ValueError(f"top_rows: k must be 1 or more, got {k}")
-    return implementation("top_rows", scores_BST)(scores_BST.detach(), seen_BST, k)
+    run = top_rows_node if torch.compiler.is_compiling() else implementation("top_rows", scores_BST)
+    return run(scores_BST.detach(), seen_BST, k)

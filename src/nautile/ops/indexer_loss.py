@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from nautile.ops.dispatch import implementation
+from nautile.ops.index_nodes import kl_node
 
 
 def indexer_kl(
@@ -72,6 +73,7 @@ def indexer_kl(
         raise ValueError(f"indexer_kl: document ids must be [B, S] = {[B, S]}, got {list(document_ids_BS.shape)}")
     if selected_BSS is not None and document_ids_BS is not None:
         raise ValueError("indexer_kl: selected and document ids exclude each other: a selection stays in its document")
-    run = implementation("indexer_kl", index_q_BSJI)
-    target = (q_BSHQ.detach(), k_BSHQ.detach(), scale)
-    return run(index_q_BSJI, index_k_BSI, weights_BSJ, *target, selected_BSS, document_ids_BS)
+    inputs = (index_q_BSJI, index_k_BSI, weights_BSJ, q_BSHQ.detach(), k_BSHQ.detach(), scale)
+    if torch.compiler.is_compiling():
+        return kl_node(*inputs, selected_BSS, document_ids_BS)[0]
+    return implementation("indexer_kl", index_q_BSJI)(*inputs, selected_BSS, document_ids_BS)

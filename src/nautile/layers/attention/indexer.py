@@ -110,6 +110,7 @@ class Indexer(nn.Module):
         total = ops.indexer_kl(*index, q_BSHQ, k_BSHQ, scale, selected_BSS, document_ids_BS)
         return total / x_BSD.shape[:2].numel()
 
+    @torch.no_grad()
     def rows(
         self, x_BSD: Tensor, c_q_BSL: Tensor, k_BTI: Tensor, angles: tuple[Tensor, Tensor], seen_BST: Tensor
     ) -> Tensor:
@@ -125,6 +126,7 @@ class Indexer(nn.Module):
         blocks = self._blocks(x_BSD, c_q_BSL, angles, k_BTI.shape[1])
         return torch.cat([self._best(q, weights, k_BTI, seen_BST[:, s]) for s, q, weights in blocks], dim=1)
 
+    @torch.no_grad()
     def mask(
         self, x_BSD: Tensor, c_q_BSL: Tensor, k_BSI: Tensor, angles: tuple[Tensor, Tensor], seen_BSS: Tensor
     ) -> Tensor:
@@ -137,7 +139,6 @@ class Indexer(nn.Module):
             mask_BSX[:, s].scatter_(-1, rows_BSK.masked_fill(rows_BSK < 0, S), True)
         return mask_BSX[..., :S]
 
-    @torch.no_grad()
     def _blocks(
         self, x_BSD: Tensor, c_q_BSL: Tensor, angles: tuple[Tensor, Tensor], T: int
     ) -> Iterator[tuple[slice, Tensor, Tensor]]:
@@ -149,7 +150,6 @@ class Indexer(nn.Module):
             s = slice(start, min(start + step, S))
             yield s, q_BSJI[:, s], weights_BSJ[:, s]
 
-    @torch.no_grad()
     def _best(self, q_BSJI: Tensor, weights_BSJ: Tensor, k_BTI: Tensor, seen_BST: Tensor) -> Tensor:
         """The selected rows of these queries."""
         return ops.top_rows(ops.index_scores(q_BSJI, k_BTI, weights_BSJ), seen_BST, self.topk)

@@ -8,7 +8,7 @@ from nautile.ops.cpu.indexer import score_gradients, scores
 from nautile.ops.cpu.support import floats_on_cpu as why_not
 from nautile.ops.precision import accumulate_dtype
 
-__all__ = ["indexer_kl", "why_not"]
+__all__ = ["indexer_kl", "parts", "why_not"]
 
 PAIRS = 1 << 17
 """Pairs of a query and a position in one block: 512 KiB of each of its matrices in float32."""
@@ -28,7 +28,12 @@ def indexer_kl(
 ) -> Tensor:
     """See `nautile.ops.indexer_kl`."""
     inputs = (index_q_BSJI, index_k_BSI, weights_BSJ, q_BSHQ, k_BSHQ, scale, selected_BSS, document_ids_BS)
-    return blocked_kl(*inputs, Parts(attention_target, scores, score_gradients, PAIRS))
+    return blocked_kl(*inputs, parts())
+
+
+def parts() -> Parts:
+    """What this backend brings to the blocks."""
+    return Parts(attention_target, scores, score_gradients, PAIRS)
 
 
 def attention_target(q_SHQ: Tensor, k_THQ: Tensor, scale: float, hidden_ST: Tensor) -> Tensor:

@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
+from nautile.ops.blocked_kl import Parts
 from nautile.ops.precision import accumulate_dtype, no_autocast
-from nautile.ops.reference.indexer import index_scores
+from nautile.ops.reference.indexer import index_scores, score_gradients
 
 
 def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -49,3 +50,12 @@ def attention_target(q_BSHQ: Tensor, k_BTHQ: Tensor, scale: float, hidden_BST: T
         scores_BHST = torch.einsum("bshq,bthq->bhst", q_BSHQ.to(wide), k_BTHQ.to(wide)) * scale
         scores_BHST = scores_BHST.masked_fill(hidden_BST[:, None], torch.finfo(wide).min)
         return scores_BHST.softmax(-1).mean(1).masked_fill(hidden_BST, 0.0).to(dtype)
+
+
+def parts() -> Parts:
+    """The same in blocks of one sequence, for a compiler's graph, which wants gradients beside the loss."""
+
+    def target(q_SHQ: Tensor, k_THQ: Tensor, scale: float, hidden_ST: Tensor) -> Tensor:
+        return attention_target(q_SHQ[None], k_THQ[None], scale, hidden_ST[None], accumulate_dtype(q_SHQ))[0]
+
+    return Parts(target, index_scores, score_gradients, pairs=1 << 22)

@@ -16,7 +16,7 @@ from nautile.ops.triton.indexer import score_gradients, scores
 from nautile.ops.triton.support import floats as why_not
 from nautile.ops.triton.support import next_power_of_two
 
-__all__ = ["indexer_kl", "why_not"]
+__all__ = ["indexer_kl", "parts", "why_not"]
 
 PAIRS = 1 << 22
 """Pairs of a query and a position in one block: 16 MiB of each of its matrices, and few pairs above the diagonal."""
@@ -34,7 +34,12 @@ def indexer_kl(
 ) -> Tensor:
     """See `nautile.ops.indexer_kl`."""
     inputs = (index_q_BSJI, index_k_BSI, weights_BSJ, q_BSHQ, k_BSHQ, scale, selected_BSS, document_ids_BS)
-    return blocked_kl(*inputs, Parts(attention_target, scores, score_gradients, PAIRS))
+    return blocked_kl(*inputs, parts())
+
+
+def parts() -> Parts:
+    """What this backend brings to the blocks."""
+    return Parts(attention_target, scores, score_gradients, PAIRS)
 
 
 def attention_target(q_SHQ: Tensor, k_THQ: Tensor, scale: float, hidden_ST: Tensor) -> Tensor:
