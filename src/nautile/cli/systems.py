@@ -143,11 +143,19 @@ SYSTEMS: tuple[System, ...] = (
         papers=(("DeepSeek-V3.2: Pushing the Frontier of Open Large Language Models", "2512.02556"),),
         repository="DeepSeek-V3.2-Exp",
         built="the lightning indexer and sparse latent attention, dense with a mask where a whole prompt is read and "
-        "gathered over the cache where it is continued; the deepseek_v32 family loads, runs, converts and saves",
-        missing="the indexer's losses: dense warm-up and sparse training; GPU kernels",
-        code=("layers/attention/indexer.py", "layers/attention/sparse_mla.py", "models/deepseek_v32/model.py"),
-        planned=("train/", "ops/"),
-        run=("nautile plan v32-685b",),
+        "gathered over the cache where it is continued; the deepseek_v32 family loads, runs, converts and saves; the "
+        "indexers' loss, with dense warm-up and sparse training; kernels in Triton, which no GPU has run yet",
+        missing="training that starts from a dense checkpoint, and work that follows the selection instead of the "
+        "length while training; RL and agents",
+        code=(
+            "layers/attention/indexer.py",
+            "layers/attention/sparse_mla.py",
+            "models/deepseek_v32/model.py",
+            "ops/indexer_loss.py",
+            "ops/index_logits.py",
+        ),
+        planned=("train/", "posttrain/"),
+        run=("nautile plan v32-685b", "nautile pretrain v32-nano"),
         aliases=("v3.2-exp", "dsa", "sparse attention", "indexer", "deepseek-v3.2"),
     ),
     System(
