@@ -1,8 +1,8 @@
-// Sixteen numbers at a time, and two ways to multiply pairs of them.
+// As many numbers at a time as the machine has lanes, and two ways to multiply pairs of them.
 //
 // A weight is met in pairs of neighbouring inputs: 32 bits hold two bfloat16. `BfloatPairs` multiplies a pair and adds
 // both products to one float32 in one instruction (AVX512_BF16); `FloatPairs` widens both halves to float32 first and
-// runs anywhere: the compiler makes AVX-512, AVX2, NEON or plain code out of the vector types below.
+// runs anywhere: the compiler makes AVX-512, AVX2, SSE or NEON code out of the vector types below.
 
 #pragma once
 
@@ -21,12 +21,19 @@ using i64 = std::int64_t;
 using u16 = std::uint16_t;
 using u32 = std::uint32_t;
 
+// Wider vectors than the machine's would be taken apart through memory, twenty times slower.
+#if defined(__AVX512F__)
 constexpr int LANES = 16;
+#elif defined(__AVX__)
+constexpr int LANES = 8;
+#else
+constexpr int LANES = 4;
+#endif
 
-typedef float Floats __attribute__((vector_size(64)));
-typedef std::int32_t Ints __attribute__((vector_size(64)));
-typedef std::uint32_t Words __attribute__((vector_size(64)));
-typedef std::uint16_t Halves __attribute__((vector_size(32)));
+typedef float Floats __attribute__((vector_size(4 * LANES)));
+typedef std::int32_t Ints __attribute__((vector_size(4 * LANES)));
+typedef std::uint32_t Words __attribute__((vector_size(4 * LANES)));
+typedef std::uint16_t Halves __attribute__((vector_size(2 * LANES)));
 
 #define NAUTILE_INLINE static inline __attribute__((always_inline))
 #define NAUTILE_INLINE_MEMBER inline __attribute__((always_inline))
@@ -41,7 +48,7 @@ NAUTILE_INLINE Vector load(const void* p) {
 
 NAUTILE_INLINE void store(void* p, Floats v) { std::memcpy(p, &v, sizeof v); }
 
-constexpr i64 CHUNK = 2 * LANES;  // bfloat16 numbers in 64 bytes
+constexpr i64 CHUNK = 2 * LANES;  // bfloat16 numbers in a vector
 
 // The numbers from `row` on, zeros after the first `count`.
 NAUTILE_INLINE Words words_of(const u16* row, i64 count) {
@@ -97,6 +104,8 @@ NAUTILE_INLINE u16 to_bfloat(float x) {
 NAUTILE_INLINE void narrow(float x, float* out) { *out = x; }
 NAUTILE_INLINE void narrow(float x, u16* out) { *out = to_bfloat(x); }
 
+// TILE: rows of x whose sums for 32 outputs stay in registers; DOT_OUTPUTS and DOT_ROWS: whose do where sums run along
+// the inputs.
 struct FloatPairs {
     struct Wide {
         Floats even, odd;
@@ -104,16 +113,8 @@ struct FloatPairs {
     struct Pair {
         float even, odd;
     };
-#if defined(__AVX512F__)
-    static constexpr int TILE = 8;  // rows whose sums for 32 outputs stay in registers
-    static constexpr int DOT_OUTPUTS = 4, DOT_ROWS = 3;  // likewise, where sums run along the inputs
-#elif defined(__AVX__)
-    static constexpr int TILE = 2;
-    static constexpr int DOT_OUTPUTS = 2, DOT_ROWS = 2;
-#else
-    static constexpr int TILE = 1;
-    static constexpr int DOT_OUTPUTS = 1, DOT_ROWS = 1;
-#endif
+    static constexpr int TILE = LANES == 16 ? 8 : LANES == 8 ? 2 : 1;
+    static constexpr int DOT_OUTPUTS = 4, DOT_ROWS = LANES == 16 ? 3 : 2;
     NAUTILE_INLINE Wide from_bfloat(Words w) { return {(Floats)(w << 16), (Floats)(w & 0xffff0000u)}; }
     NAUTILE_INLINE Wide spread(Pair x) { return {zeros() + x.even, zeros() + x.odd}; }
     NAUTILE_INLINE Pair pair(u16 even, u16 odd) { return {widen(even), widen(odd)}; }

@@ -8,8 +8,8 @@ namespace nautile {
 
 constexpr i64 WORTH_THREADS = 1 << 17;  // numbers below which waking a thread takes longer than the work
 
-NAUTILE_INLINE Floats sixteen(const float* p) { return load<Floats>(p); }
-NAUTILE_INLINE Floats sixteen(const u16* p) {
+NAUTILE_INLINE Floats lanes(const float* p) { return load<Floats>(p); }
+NAUTILE_INLINE Floats lanes(const u16* p) {
     return (Floats)(__builtin_convertvector(load<Halves>(p), Words) << 16);
 }
 
@@ -19,7 +19,7 @@ static float square_sum(const T* x, i64 size) {
     i64 k = 0;
     for (; k + 4 * LANES <= size; k += 4 * LANES)
         for (int j = 0; j < 4; j++) {
-            Floats v = sixteen(x + k + j * LANES);
+            Floats v = lanes(x + k + j * LANES);
             sums[j] += v * v;
         }
     float rest = 0;

@@ -17,20 +17,20 @@
 
 namespace nautile {
 
-constexpr int HALF = LANES, PANEL = 2 * HALF, UNIT = 4, STEP = 2;
+constexpr int HALF = 16, PANEL = 2 * HALF, UNIT = 4, STEP = 2;
+constexpr int PARTS = PANEL / LANES;  // vectors of a step
 constexpr i64 MOST_ROWS = 48;  // whose sums for one panel fit into the first-level cache beside weights and x
 constexpr i64 AHEAD = 8192;    // bytes between what is multiplied and what is fetched
 
 NAUTILE_INLINE i64 units_of(i64 inputs) { return (inputs + UNIT - 1) / UNIT; }
 
-// How numbers are stored: read(unit, step, half) gives 16 outputs × 2 inputs as Pairs multiplies them.
+// How numbers are stored: read(unit, step, part) gives LANES outputs × 2 inputs as Pairs multiplies them.
 template <class Pairs_>
 struct Bfloat {
     using Pairs = Pairs_;
-    static constexpr int BYTES = 256;   // of a unit
-    static constexpr int LOCALITY = 3;  // where weights to come are fetched to: the first-level cache
-    NAUTILE_INLINE_MEMBER typename Pairs::Wide read(const char* unit, int step, int half) const {
-        return Pairs::from_bfloat(load<Words>(unit + 128 * step + 64 * half));
+    static constexpr int BYTES = 256;  // of a unit
+    NAUTILE_INLINE_MEMBER typename Pairs::Wide read(const char* unit, int step, int part) const {
+        return Pairs::from_bfloat(load<Words>(unit + 128 * step + 4 * LANES * part));
     }
 };
 
@@ -42,9 +42,9 @@ struct Int4;
 template <>
 struct Int8<FloatPairs> {
     using Pairs = FloatPairs;
-    static constexpr int BYTES = 128, LOCALITY = 3;
-    NAUTILE_INLINE_MEMBER FloatPairs::Wide read(const char* unit, int step, int half) const {
-        Words w = __builtin_convertvector(load<Halves>(unit + 64 * step + 32 * half), Words);
+    static constexpr int BYTES = 128;
+    NAUTILE_INLINE_MEMBER FloatPairs::Wide read(const char* unit, int step, int part) const {
+        Words w = __builtin_convertvector(load<Halves>(unit + 64 * step + 2 * LANES * part), Words);
         return {__builtin_convertvector((Ints)(w << 24) >> 24, Floats),
                 __builtin_convertvector((Ints)(w << 16) >> 24, Floats)};
     }
@@ -53,10 +53,10 @@ struct Int8<FloatPairs> {
 template <>
 struct Int4<FloatPairs> {
     using Pairs = FloatPairs;
-    static constexpr int BYTES = 64, LOCALITY = 3;
-    NAUTILE_INLINE_MEMBER FloatPairs::Wide read(const char* unit, int step, int half) const {
-        Words w = load<Words>(unit);
-        int up = 12 - 4 * (2 * step + half);
+    static constexpr int BYTES = 64;
+    NAUTILE_INLINE_MEMBER FloatPairs::Wide read(const char* unit, int step, int part) const {
+        int half = part * LANES / HALF, up = 12 - 4 * (2 * step + half);
+        Words w = load<Words>(unit + 4 * (LANES * part - HALF * half));
         return {__builtin_convertvector((Ints)(w << (16 + up)) >> 28, Floats),
                 __builtin_convertvector((Ints)(w << up) >> 28, Floats)};
     }
@@ -66,9 +66,9 @@ struct Int4<FloatPairs> {
 template <>
 struct Int8<BfloatPairs> {
     using Pairs = BfloatPairs;
-    static constexpr int BYTES = 128, LOCALITY = 3;
-    NAUTILE_INLINE_MEMBER __m512i read(const char* unit, int step, int half) const {
-        const char* p = unit + 64 * step + 32 * half;
+    static constexpr int BYTES = 128;
+    NAUTILE_INLINE_MEMBER __m512i read(const char* unit, int step, int part) const {
+        const char* p = unit + 64 * step + 32 * part;
         return (__m512i)_mm512_cvtne2ps_pbh(sixteen(p + 16), sixteen(p));  // exact: bfloat16 has 8 bits
     }
     NAUTILE_INLINE __m512 sixteen(const char* p) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(load<__m128i>(p))); }
@@ -77,15 +77,15 @@ struct Int8<BfloatPairs> {
 template <>
 struct Int4<BfloatPairs> {
     using Pairs = BfloatPairs;
-    static constexpr int BYTES = 64, LOCALITY = 3;
+    static constexpr int BYTES = 64;
     __m512i table;  // bfloat16 of every int4, twice: a lookup takes five bits, and the fifth is a neighbour's
     Int4() {
         u16 found[32];
         for (int i = 0; i < 32; i++) found[i] = to_bfloat(float((i & 7) - (i & 8)));
         table = load<__m512i>(found);
     }
-    NAUTILE_INLINE_MEMBER __m512i read(const char* unit, int step, int half) const {
-        return _mm512_permutexvar_epi16(_mm512_srli_epi16(load<__m512i>(unit), 4 * (2 * step + half)), table);
+    NAUTILE_INLINE_MEMBER __m512i read(const char* unit, int step, int part) const {
+        return _mm512_permutexvar_epi16(_mm512_srli_epi16(load<__m512i>(unit), 4 * (2 * step + part)), table);
     }
 };
 #endif
@@ -98,34 +98,40 @@ struct Ahead {
 
 // totals[row][PANEL] (+)= scale · (ROWS rows of x times `units` units of one panel).
 template <class Format, int ROWS>
-__attribute__((noinline)) static void tile(const Format& format, const char* weights, i64 units, const typename Format::Pairs::Pair* x, i64 rows,
-                 const float* scale, bool first, float* totals, Ahead ahead) {
+__attribute__((noinline)) static void tile(const Format& format, const char* weights, i64 units,
+                                           const typename Format::Pairs::Pair* x, i64 rows, const float* scale,
+                                           bool first, float* totals, Ahead ahead) {
     using Pairs = typename Format::Pairs;
     // Few sums would wait for themselves: then each step has its own.
-    constexpr int CHAINS = ROWS <= Pairs::TILE / 2 ? 2 : 1;
-    Floats sums[CHAINS][ROWS][2];
+    constexpr int CHAINS = PARTS * ROWS <= 12 && PARTS == 2 ? 2 : 1;
+    Floats sums[CHAINS][ROWS][PARTS];
     for (auto& chain : sums)
-        for (auto& row : chain) row[0] = row[1] = zeros();
+        for (auto& row : chain)
+            for (auto& part : row) part = zeros();
     for (i64 u = 0; u < units; u++, weights += Format::BYTES, ahead.from += ahead.stride) {
-        for (int line = 0; line < Format::BYTES; line += 64) __builtin_prefetch(ahead.from + line, 0, Format::LOCALITY);
+        for (int line = 0; line < Format::BYTES; line += 64) __builtin_prefetch(ahead.from + line);
 #pragma GCC unroll 2
         for (int step = 0; step < 2; step++, x += rows) {
-            auto low = format.read(weights, step, 0), high = format.read(weights, step, 1);
-            auto& chain = sums[step % CHAINS];
+            typename Pairs::Wide numbers[PARTS];
+#pragma GCC unroll 8
+            for (int part = 0; part < PARTS; part++) numbers[part] = format.read(weights, step, part);
 #pragma GCC unroll 12
             for (int i = 0; i < ROWS; i++) {
                 auto pair = Pairs::spread(x[i]);
-                chain[i][0] = Pairs::add_products(chain[i][0], low, pair);
-                chain[i][1] = Pairs::add_products(chain[i][1], high, pair);
+#pragma GCC unroll 8
+                for (int part = 0; part < PARTS; part++) {
+                    auto& total = sums[step % CHAINS][i][part];
+                    total = Pairs::add_products(total, numbers[part], pair);
+                }
             }
         }
     }
     for (int i = 0; i < ROWS; i++)
-        for (int half = 0; half < 2; half++) {
-            Floats total = sums[0][i][half];
-            for (int c = 1; c < CHAINS; c++) total += sums[c][i][half];
-            float* place = totals + i * PANEL + half * HALF;
-            if (scale) total *= load<Floats>(scale + half * HALF);
+        for (int part = 0; part < PARTS; part++) {
+            Floats total = sums[0][i][part];
+            for (int c = 1; c < CHAINS; c++) total += sums[c][i][part];
+            float* place = totals + i * PANEL + part * LANES;
+            if (scale) total *= load<Floats>(scale + part * LANES);
             store(place, first ? total : total + load<Floats>(place));
         }
 }
@@ -191,7 +197,8 @@ static void pair_up(const T* x, i64 stride, i64 rows, i64 inputs, typename Pairs
     for (i64 i = 0; i < rows; i++) {
         const T* row = x + i * stride;
         for (i64 s = whole; s < steps; s++)
-            pairs[s * rows + i] = Pairs::pair(2 * s < inputs ? row[2 * s] : T(0), 2 * s + 1 < inputs ? row[2 * s + 1] : T(0));
+            pairs[s * rows + i] =
+                Pairs::pair(2 * s < inputs ? row[2 * s] : T(0), 2 * s + 1 < inputs ? row[2 * s + 1] : T(0));
     }
 }
 

@@ -42,9 +42,9 @@ extern "C" void gated_linear_bf16(const u16* x, i64 x_stride, const u16* gate, i
     blocks(w, x, x_stride, rows, inputs, threads, [=](i64 first, i64 n, const auto& totals) {
         for (i64 i = 0; i < rows; i++) {
             float product[PANEL];
-            for (int half = 0; half < PANEL; half += HALF) {
-                Floats g = load<Floats>(totals[0] + i * PANEL + half), u = load<Floats>(totals[1] + i * PANEL + half);
-                store(product + half, silu(g) * u);
+            for (int o = 0; o < PANEL; o += LANES) {
+                Floats g = load<Floats>(totals[0] + i * PANEL + o), u = load<Floats>(totals[1] + i * PANEL + o);
+                store(product + o, silu(g) * u);
             }
             for (i64 o = 0; o < n; o++) y[i * outputs + first + o] = to_bfloat(product[o]);
         }

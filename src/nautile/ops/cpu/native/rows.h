@@ -63,17 +63,12 @@ NAUTILE_INLINE void dot_of(i64 rows, const Arguments&... arguments) {
 }
 
 #if defined(NAUTILE_BFLOAT_PAIRS)
-constexpr i64 TURNED_FROM = 4;  // rows of x
+constexpr i64 TURNED_FROM = 5;  // rows of x
 constexpr i64 TURNED = 32;       // units that are turned at once: as many as a panel has outputs, see `Ahead`
-
-// Rows whose lengths are near a multiple of 4 KiB share a few places of the first-level cache: the second level is safe.
-struct Turned : Bfloat<BfloatPairs> {
-    static constexpr int LOCALITY = 2;
-};
 
 // totals[rows][PANEL] = x times rows [first, first + PANEL) of W, by way of panels. x [step][row].
 static void turned(const Rows& w, i64 first, i64 inputs, const u32* x, i64 rows, float* totals) {
-    const Turned format;
+    const Bfloat<BfloatPairs> format;
     i64 units = units_of(inputs), size = tile_rows<BfloatPairs>(rows);
     alignas(64) u32 panel[TURNED * 2 * PANEL];
     for (i64 u = 0; u < units; u += TURNED) {
@@ -90,7 +85,7 @@ static void turned(const Rows& w, i64 first, i64 inputs, const u32* x, i64 rows,
         const u16* next = w.weights + (first + (last ? PANEL : 0)) * w.stride + (last ? 0 : k + TURNED * UNIT);
         Ahead ahead{(const char*)next, w.stride * i64(sizeof(u16))};
         for (i64 r = 0; r < rows; r += size)
-            tile_of<Turned>(std::min(size, rows - r), format, (const char*)panel, n,
+            tile_of<Bfloat<BfloatPairs>>(std::min(size, rows - r), format, (const char*)panel, n,
                                          x + u * 2 * rows + r, rows, (const float*)nullptr, u == 0,
                                          totals + r * PANEL, ahead);
     }
