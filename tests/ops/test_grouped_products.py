@@ -64,6 +64,27 @@ def test_grouped(counts: list[int], psum: bool, dtype: torch.dtype) -> None:
         assert_close(ops.grouped_gemm(a, b, layout, torch.empty(M, N), psum=psum, alignment=16), want)
 
 
+@pytest.mark.parametrize("counts", [[5, 0, 20, 16], [0, 0, 3], [40]], ids=str)
+def test_by_torch(counts: list[int], dtype: torch.dtype) -> None:
+    """What a GPU runs where torch takes the layout; padding is multiplied there and must not be seen."""
+    if dtype != torch.bfloat16:
+        pytest.skip("torch's grouped product is for bfloat16")
+    from nautile.ops.triton.grouped_products import by_torch, torch_takes
+
+    ends_G = group_layout.ends_of(torch.tensor(counts), 16)
+    M = group_layout.aligned(int(ends_G[-1]), 16) + 16
+    groups_M = group_layout.rows_of(ends_G, M, 16)
+    a, b, out = normal(dtype, M, 64), normal(dtype, len(counts), 40, 64), torch.empty(M, 40, dtype=dtype)
+    a[groups_M < 0] = NAN
+    assert torch_takes(a, b, out)
+    assert not torch_takes(a[:, 1:], b[..., 1:], out) and not torch_takes(a, b, out.float())
+    assert not torch_takes(a, b.mT.contiguous().mT, out)
+    with ops.use("reference"):
+        want = ops.grouped_gemm(a, b, ends_G, psum=True, alignment=16)
+    assert_close(by_torch(a, b, groups_M, ends_G, out, 16), want)
+    assert (out[groups_M < 0] == 0).all()
+
+
 @pytest.mark.parametrize("counts", [[5, 0, 21], [0, 0, 0], [21, 1, 20]], ids=str)
 def test_masked(counts: list[int], dtype: torch.dtype) -> None:
     a, b = normal(dtype, 3, 21, 70), normal(dtype, 3, 40, 70, seed=1)

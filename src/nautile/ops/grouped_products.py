@@ -48,7 +48,7 @@ def grouped_gemm(
     same_device(op, a=a_MK, b=b_GNK, layout=layout, out=out_MN)
     groups_M = checked_rows(op, layout, M, G, psum, alignment)
     out_MN = _result(op, out_MN, (M, N), a_MK)
-    return implementation(op, a_MK)(a_MK, b_GNK, groups_M, out_MN, alignment)
+    return implementation(op, a_MK)(a_MK, b_GNK, groups_M, layout if psum else None, out_MN, alignment)
 
 
 def masked_gemm(a_GMK: Tensor, b_GNK: Tensor, counts_G: Tensor, out_GMN: Tensor | None = None) -> Tensor:

@@ -12,7 +12,9 @@ def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
     return None
 
 
-def grouped_gemm(a_MK: Tensor, b_GNK: Tensor, groups_M: Tensor, out_MN: Tensor, alignment: int) -> Tensor:
+def grouped_gemm(
+    a_MK: Tensor, b_GNK: Tensor, groups_M: Tensor, ends_G: Tensor | None, out_MN: Tensor, alignment: int
+) -> Tensor:
     """See `nautile.ops.grouped_gemm`."""
     out_MN.zero_()
     for g, start, stop in group_layout.runs(groups_M):

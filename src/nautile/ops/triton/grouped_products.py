@@ -1,23 +1,43 @@
-"""Grouped products on a GPU: one tile of the result per program.
+"""Grouped products on a GPU: torch's own where it takes the layout, else one tile of the result per program.
 
 M, N, K and G as in `nautile.ops.grouped_products`.
 """
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.nn import functional as F
 
+from nautile.ops import group_layout
 from nautile.ops.triton import support
 from nautile.ops.triton.product_tiles import BY_ROW, COUNTED, Tiles, dense_tiles, grouped_tiles, stretch, tile_of
 
 why_not = support.floats
 
 
-def grouped_gemm(a_MK: Tensor, b_GNK: Tensor, groups_M: Tensor, out_MN: Tensor, alignment: int) -> Tensor:
+def grouped_gemm(
+    a_MK: Tensor, b_GNK: Tensor, groups_M: Tensor, ends_G: Tensor | None, out_MN: Tensor, alignment: int
+) -> Tensor:
     """See `nautile.ops.grouped_gemm`."""
+    if ends_G is not None and a_MK.is_cuda and torch_takes(a_MK, b_GNK, out_MN):
+        return by_torch(a_MK, b_GNK, groups_M, ends_G, out_MN, alignment)
     tiles = grouped_tiles(out_MN.shape[0], out_MN.shape[1], alignment)
     _launch(a_MK[None], b_GNK, groups_M, out_MN[None], BY_ROW, tiles)
     return out_MN
+
+
+def torch_takes(a_MK: Tensor, b_GNK: Tensor, out_MN: Tensor) -> bool:
+    """Whether these are bfloat16 with rows that begin at multiples of 16 bytes, as torch's grouped product wants."""
+    rows = [(x.stride(-1), x.stride(-2) % 8, x.data_ptr() % 16) for x in (a_MK, b_GNK)]
+    return a_MK.dtype == out_MN.dtype == torch.bfloat16 and b_GNK.shape[1] % 8 == 0 and set(rows) == {(1, 0, 0)}
+
+
+def by_torch(a_MK: Tensor, b_GNK: Tensor, groups_M: Tensor, ends_G: Tensor, out_MN: Tensor, alignment: int) -> Tensor:
+    """`torch.nn.functional.grouped_mm`, whose groups follow without gaps: padding is multiplied, then cleared."""
+    next_G = torch.cat([group_layout.starts_of(ends_G, alignment)[1:], torch.full_like(ends_G[:1], len(a_MK))])
+    d_MN = F.grouped_mm(a_MK, b_GNK.mT, offs=next_G)
+    return out_MN.copy_(torch.where(groups_M[:, None] >= 0, d_MN, 0))
 
 
 def masked_gemm(a_GMK: Tensor, b_GNK: Tensor, counts_G: Tensor, out_GMN: Tensor) -> Tensor:
