@@ -1,6 +1,6 @@
 """Training a V3.2 model: dense stretch, warm-up of the indexers alone, sparse stretch; and that the indexers learn."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from nautile.core.context import ForwardContext
 from nautile.core.errors import UserError
 from nautile.core.run_folder import RunFolder
-from nautile.models.deepseek_v32.config import V32_NANO
+from nautile.models.deepseek_v32.config import V32_NANO, DeepseekV32Config
 from nautile.models.deepseek_v32.model import DeepseekV32ForCausalLM
 from nautile.models.io import load_model
 from nautile.train.losses import pretrain_loss
@@ -215,3 +215,44 @@ def test_the_indexers_of_a_model_learn_what_its_attention_reads(model) -> None:
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5]), losses
     after = overlap(model, unseen)
     assert after > before + 0.15, (before, after)
+
+
+@pytest.fixture(scope="module")
+def converted(recipe, straight):
+    """The V3 of the other tests made a V3.2: a run of warm-up alone."""
+    model = DeepseekV32Config(**{f.name: getattr(recipe.model, f.name) for f in fields(recipe.model)}, **SMALL_INDEXER)
+    return replace(
+        recipe,
+        model=model,
+        start=str(straight.path),
+        tokenizer=replace(recipe.tokenizer, path=str(straight.model)),
+        indexer=IndexerConfig(warmup_until=1.0),
+        train=replace(recipe.train, steps=3, sample_every=3),
+    )
+
+
+SMALL_INDEXER = {"index_n_heads": 16, "index_head_dim": 16, "index_topk": 8}
+
+
+def test_a_v32_starts_from_a_v3_and_its_warm_up_leaves_that_as_it_was(converted, straight, data, tmp_path) -> None:
+    run = RunFolder.create(tmp_path / "run")
+    pretrain(replace(converted, train=replace(converted.train, stop_after=1)), run, data)
+    pretrain(converted, run, data, resume=True)
+    before, after = (load_model(r.path).state_dict() for r in (straight, run))
+    added = {name for name in after.keys() - before.keys() if ".indexer." in name}
+    assert added and before.keys() == after.keys() - added
+    assert all(tensor.equal(after[name]) for name, tensor in before.items())
+    assert run.read_summary()["val_bits_per_byte"] == pytest.approx(straight.read_summary()["val_bits_per_byte"])
+    losses = [line["index_loss"] for line in run.read_metrics()]
+    assert losses[-1] < losses[0]
+
+
+def test_what_a_run_starts_from_must_fit(converted, recipe, straight, data, tmp_path) -> None:
+    with pytest.raises(UserError, match=r"--tokenizer\.path"):
+        replace(converted, tokenizer=recipe.tokenizer).check()
+    wider = replace(converted, model=replace(converted.model, intermediate_size=96))
+    with pytest.raises(UserError, match=r"mlp\..* is \[32, 96\] here and \[32, 64\] there"):
+        pretrain(wider, RunFolder.create(tmp_path / "run"), data)
+    deeper = replace(converted, model=replace(converted.model, num_hidden_layers=3))
+    with pytest.raises(UserError, match=r"does not fit the recipe's model: model\.layers\.2"):
+        pretrain(deeper, RunFolder.create(tmp_path / "other"), data)

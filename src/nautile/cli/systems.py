@@ -145,8 +145,7 @@ SYSTEMS: tuple[System, ...] = (
         built="the lightning indexer and sparse latent attention, dense with a mask where a whole prompt is read and "
         "gathered over the cache where it is continued; the deepseek_v32 family loads, runs, converts and saves; the "
         "indexers' loss, with dense warm-up and sparse training; kernels in Triton, which no GPU has run yet",
-        missing="training that starts from a dense checkpoint, and work that follows the selection instead of the "
-        "length while training; RL and agents",
+        missing="work that follows the selection instead of the length while training; RL and agents",
         code=(
             "layers/attention/indexer.py",
             "layers/attention/sparse_mla.py",

@@ -22,6 +22,7 @@ from nautile.train.metrics import Speed, training_flops_per_token
 from nautile.train.precision import resolve_device, resolve_precision, resolve_threads
 from nautile.train.ranks import one_rank_only
 from nautile.train.recipe import PretrainRecipe, conflicts, recorded_recipe
+from nautile.train.start import start_from_
 from nautile.train.state import TrainState, new_state
 from nautile.train.validate import windows_within
 
@@ -93,6 +94,8 @@ def begin(recipe: PretrainRecipe, run: RunFolder, data: PreparedData, resume: bo
     seed_everything(recipe.seed)
     state = new_state(recipe, data, device)
     facts = _facts(recipe, data, state, device)
+    if not (resume and checkpoints(run)) and recipe.start is not None:
+        start_from_(state.model, recipe.start)
     if resume:
         _restore(run, state, data)
     run.write_env()  # last: a resume that is refused leaves the records as they are

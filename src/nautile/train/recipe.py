@@ -153,6 +153,9 @@ class PretrainRecipe:
     """Name of the run; its folder is runs/NAME unless --out says otherwise."""
     seed: int = 0
     """Seed of the initial weights and of the order of the data."""
+    start: str | None = None
+    """Folder or Hub name of a model whose weights the run starts from, with tokenizer.path its tokenizer; null for
+    random weights. A V3.2 model may start from a V3 of the same shape."""
     model: DeepseekV3Config | DeepseekV32Config
     """Shape of the model; `preset: v3-micro` starts from a named one."""
     tokenizer: TokenizerConfig

@@ -67,6 +67,12 @@ def rules(r: "PretrainRecipe") -> list[Rule]:
             "use longer sequences",
         ),
         (
+            r.start is None or bool(r.tokenizer.path),
+            f"start is {r.start}, and tokenizer.path is not given",
+            "a model knows the tokens it was trained on, no others",
+            f"--tokenizer.path {r.start}",
+        ),
+        (
             r.tokenizer.vocab_size <= r.model.vocab_size,
             f"tokenizer.vocab_size {r.tokenizer.vocab_size} exceeds model.vocab_size {r.model.vocab_size}",
             "some tokens would have no embedding",
