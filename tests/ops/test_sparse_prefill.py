@@ -9,6 +9,7 @@ from torch import Tensor
 
 from nautile import ops
 from nautile.ops.dispatch import TABLE
+from nautile.ops.numerics import MLA_PREFILL_LSE, MLA_PREFILL_OUT, within
 
 BACKENDS = TABLE["sparse_mla_prefill"][1]
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5}
@@ -44,7 +45,7 @@ SHAPES = {
 
 
 def arguments(shape: Shape, seed: int = 0) -> tuple:
-    """q, kv, rows, scale, v_dim, sink, lengths. The last query has only wild rows; rows 2 and T − 1 are NaN and unused."""
+    """Positional arguments of the op. The last query has only wild rows; rows 2 and T − 1 are NaN, and nobody's."""
     g = torch.Generator().manual_seed(seed)
     S, T, K = shape.S, shape.T, shape.K
     q, kv = normal(g, S, shape.H, shape.V + shape.R), normal(g, T, shape.V + shape.R)
@@ -154,3 +155,132 @@ def test_gradients_are_those_of_the_dense_masked_formula(
             b = b.where(inputs[5].isfinite(), 0.0)
         assert a.dtype == dtype
         assert_close(a, b, TOLERANCE[dtype])
+
+
+def official(S: int = 6, T: int = 50, H: int = 20, K: int = 40) -> tuple:
+    """Widths in the proportion of DeepSeek-V3.2 and the spread of FlashMLA's own tests."""
+    q, kv, rows, _, _, sink, lengths = arguments(Shape(S, T, H, 64, 8, K, sink=True, lengths=True))
+    return (q / 10 + 0.02).bfloat16(), (kv / 10 - 0.03).bfloat16(), rows, 72**-0.5, 64, sink.float(), lengths
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_bfloat16_is_within_the_official_bars(backend: str) -> None:
+    inputs = official()
+    want = naive(*cast(inputs, torch.float64))
+    with ops.use(backend):
+        out, largest, lse = ops.sparse_mla_prefill(*inputs)
+    assert out.dtype == torch.bfloat16 and largest.dtype == lse.dtype == torch.float32
+    assert within(out, want[0], MLA_PREFILL_OUT) is None
+    assert within(largest, want[1], MLA_PREFILL_LSE) is None
+    assert within(lse, want[2], MLA_PREFILL_LSE) is None
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_bfloat16_gradients(backend: str) -> None:
+    inputs = official()
+    exact = cast(inputs, torch.float64)
+    want = gradients(dense, exact)
+    with ops.use(backend):
+        got = gradients(lambda *a: ops.sparse_mla_prefill(*a)[0], inputs)
+    assert [x.dtype for x in got] == [torch.bfloat16, torch.bfloat16, torch.float32]
+    for a, b in zip(got, (*want[:2], want[2].where(exact[5].isfinite(), 0.0)), strict=True):
+        assert (a.double() - b).norm() <= 0.01 * b.norm()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_autocast_lowers_and_gradients_stay_wide(backend: str) -> None:
+    inputs = cast(arguments(SHAPES["sink"]), torch.float32)
+    exact = cast(inputs, torch.float64)
+    want = gradients(dense, exact)
+    with ops.use(backend), torch.autocast("cpu", torch.bfloat16):
+        assert ops.sparse_mla_prefill(*inputs)[0].dtype == torch.bfloat16
+        got = gradients(lambda *a: ops.sparse_mla_prefill(*a)[0], inputs)
+    for a, b in zip(got, (*want[:2], want[2].where(exact[5].isfinite(), 0.0)), strict=True):
+        assert a.dtype == torch.float32
+        assert (a.double() - b).norm() <= 0.02 * b.norm()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_strided_inputs_frozen_sides_and_statistics_without_gradient(backend: str) -> None:
+    q, kv, rows, scale, v_dim, sink, _ = cast(arguments(SHAPES["sink"]), torch.float32)
+    wide_rows = torch.stack([rows, rows.flip(1)], -1)[..., 0]
+    strided = (q.transpose(0, 1).contiguous().transpose(0, 1), torch.cat([kv, kv], -1)[:, : kv.shape[1]])
+    with ops.use(backend):
+        want = ops.sparse_mla_prefill(q, kv, rows, scale, v_dim, sink)
+        got = ops.sparse_mla_prefill(*strided, wide_rows, scale, v_dim, sink)
+        frozen = ops.sparse_mla_prefill(q, kv.clone().requires_grad_(), rows, scale, v_dim)
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b)
+    assert frozen[0].requires_grad and not frozen[1].requires_grad and not frozen[2].requires_grad
+    frozen[0].sum().backward()
+
+
+@pytest.mark.parametrize("name", ["odd", "sink", "lengths", "no rotated part"])
+def test_gradcheck_of_the_reference(name: str) -> None:
+    q, kv, rows, scale, v_dim, sink, lengths = arguments(SHAPES[name])
+    kv = kv.where(~kv.isnan(), 0.0)
+    to = [q.requires_grad_(), kv.requires_grad_()]
+    if sink is not None:
+        to.append(sink.where(sink.isfinite(), 0.3).requires_grad_())
+
+    def out(q, kv, sink=None) -> Tensor:
+        return ops.sparse_mla_prefill(q, kv, rows, scale, v_dim, sink, lengths)[0]
+
+    assert torch.autograd.gradcheck(out, to)
+
+
+def test_places_written_apart_in_several_passes_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    from nautile.ops.triton import rows
+
+    inputs = cast(arguments(SHAPES["all of it"]), torch.float32)
+
+    def run() -> list[Tensor]:
+        with ops.use("triton"):
+            return gradients(lambda *a: ops.sparse_mla_prefill(*a)[0], inputs)
+
+    torch.use_deterministic_algorithms(True)
+    try:
+        once = run()
+        monkeypatch.setattr(rows, "APART_NUMBERS", 37 * 24 * 2)
+        apart = run()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(a, b) for a, b in zip(once, apart, strict=True))
+
+
+def test_a_row_named_twice_counts_twice() -> None:
+    q, kv = torch.tensor([[[0.0, 0.0]]]), torch.tensor([[1.0, 0.0], [4.0, 0.0]])
+    for backend in BACKENDS:
+        with ops.use(backend):
+            out, _, lse = ops.sparse_mla_prefill(q, kv, torch.tensor([[0, 1, 1]]), 1.0, 1)
+        torch.testing.assert_close(out, torch.tensor([[[3.0]]]))
+        torch.testing.assert_close(lse, torch.tensor([[3.0]]).log())
+
+
+def called(**changed) -> None:
+    right = {"q_SHX": torch.ones(3, 2, 6), "kv_TX": torch.ones(5, 6), "rows_SK": torch.zeros(3, 4).int(), "scale": 1.0}
+    ops.sparse_mla_prefill(**(right | {"v_dim": 4} | changed))
+
+
+WRONG = [
+    ({"q_SHX": torch.ones(3, 6)}, r"q and kv must be \[S, H, X\]"),
+    ({"kv_TX": torch.ones(5, 7)}, r"got \[3, 2, 6\], \[5, 7\]"),
+    ({"kv_TX": torch.ones(5, 6).long()}, "floating point"),
+    ({"v_dim": 7}, "from 1 to 6"),
+    ({"v_dim": 0}, "got 0"),
+    ({"rows_SK": torch.zeros(2, 4).int()}, r"S = 3, got torch.int32 \[2, 4\]"),
+    ({"rows_SK": torch.zeros(3, 4)}, "int32 or int64"),
+    ({"sink_H": torch.zeros(3)}, r"\[H\] = \[2\]"),
+    ({"sink_H": torch.zeros(2).int()}, "sink must be floating"),
+    ({"topk_length_S": torch.zeros(2).int()}, r"\[S\] = \[3\]"),
+    ({"topk_length_S": torch.zeros(3)}, "topk_length must be int32"),
+    ({"kv_TX": torch.ones(5, 6, device="meta")}, "one device"),
+]
+
+
+@pytest.mark.parametrize(("changed", "message"), WRONG)
+def test_wrong_arguments_are_named(changed: dict, message: str) -> None:
+    called()
+    with pytest.raises(ValueError, match=message):
+        called(**changed)

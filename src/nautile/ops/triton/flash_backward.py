@@ -76,9 +76,8 @@ def gradients_of_keys(
                 q_tail = load_tile(q_base, query, q_s, S, Q_HEAD, Q, Q_TAIL)
                 x = tl.dot(k_tail, q_tail.T, x, input_precision="ieee")
             lse = tl.load(lse_base + query, query < S, float("inf"))
-            p = tl.exp2(x * scale_log2 - lse[None, :])
             seen = visible(query[None, :], key[:, None], ids_ptr, selected_ptr, S, b, DOCUMENTS, SELECTED)
-            p = tl.where(seen, p, 0.0)
+            p = tl.exp2(tl.where(seen, x * scale_log2 - lse[None, :], float("-inf")))
             do = load_tile(do_base, query, H * V, S, 0, V, V_TILE)
             dv = tl.dot(p.to(do.dtype), do, dv, input_precision="ieee")
             delta = tl.load(delta_base + query * H, query < S, 0.0)
@@ -110,10 +109,11 @@ def _through_keys(
         x = tl.dot(q_head, k_head.T, input_precision="ieee")
         if Q_TAIL > 0:
             x = tl.dot(q_tail, k_tail.T, x, input_precision="ieee")
-        p = tl.exp2(x * scale_log2 - lse[:, None])
+        x = x * scale_log2 - lse[:, None]
         if MASKED:
             seen = visible(query[:, None], key[None, :], ids_ptr, selected_ptr, S, b, DOCUMENTS, SELECTED)
-            p = tl.where(seen, p, 0.0)
+            x = tl.where(seen, x, float("-inf"))
+        p = tl.exp2(x)
         v = load_tile(v_base, key, v_s, S, 0, V, V_TILE)
         ds = p * (tl.dot(do, v.T, input_precision="ieee") - delta[:, None])
         ds = ds.to(k_head.dtype)
