@@ -6,7 +6,7 @@ from torch import Tensor
 
 from nautile import ops
 from nautile.core import jit
-from nautile.ops.cpu import expert_decode
+from nautile.ops.cpu import expert_decode, packed_mixture
 
 pytestmark = pytest.mark.skipif(jit.why_no_cxx() is not None, reason=str(jit.why_no_cxx()))
 
@@ -103,3 +103,65 @@ def test_many_tokens_per_expert_a_gradient_and_other_dtypes_run_as_products(monk
 def test_no_tokens() -> None:
     x, gate_up, down, experts, weights = make((1, 4, 16, 8, 2), torch.float32)
     assert ops.grouped_swiglu(x[:0], gate_up, down, experts[:0], weights[:0]).shape == (0, 16)
+
+
+PACKED = [(1, 4, 64, 96, 3, "bf16", "bf16"), (5, 3, 70, 33, 2, "int8", "int4"), (60, 2, 20, 40, 2, "int4", "bf16")]
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=["f32", "bf16"])
+@pytest.mark.parametrize("case", PACKED, ids=str)
+@pytest.mark.parametrize("name", ["native", "avx2"])
+def test_packed_experts_equal_the_reference(
+    name: str, case: tuple, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Halves that end within a panel, two kinds in one mixture, more tokens than are multiplied at once."""
+    monkeypatch.setattr(packed_mixture, "FLAGS", INSTRUCTIONS[name])
+    *shape, up_kind, down_kind = case
+    x, gate_up, down, experts, weights = make(tuple(shape), torch.float32)
+    packed = ops.pack_weight(gate_up, up_kind), ops.pack_weight(down, down_kind)
+    with ops.use("cpu"):
+        got = ops.packed_experts(x.to(dtype), *packed, experts, weights)
+    assert_near(got, (x.to(dtype), *(p.unpack(torch.float64) for p in packed), experts, weights))
+    with ops.use("reference"):
+        want = ops.packed_experts(x.to(dtype).double(), *packed, experts, weights.double())
+        assert want.dtype == torch.float64
+        assert_near(
+            ops.packed_experts(x.to(dtype), *packed, experts, weights),
+            (x.to(dtype), *(p.unpack(torch.float64) for p in packed), experts, weights),
+        )
+
+
+def test_packed_experts_nobody_chose_may_hold_anything_and_gradients_reach_x_and_weights() -> None:
+    x, gate_up, down, experts, weights = make((2, 6, 33, 20, 2), torch.float32)
+    up, down_packed = ops.pack_weight(gate_up), ops.pack_weight(down)
+    experts = torch.tensor([[4, 1], [1, 1]])
+    want = ops.packed_experts(x, up, down_packed, experts, weights)
+    for e in (0, 2, 3, 5):
+        up.data[e], down_packed.data[e] = float("nan"), float("nan")
+    assert torch.equal(ops.packed_experts(x, up, down_packed, experts, weights), want)
+    x, weights = x.requires_grad_(), weights.requires_grad_()
+    ops.packed_experts(x, up, down_packed, experts, weights).sum().backward()
+    assert x.grad is not None and weights.grad is not None and torch.isfinite(x.grad).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x_TD": torch.ones(2, 4)}, "gate_up"),
+        ({"down": ops.pack_weight(torch.ones(2, 3, 5))}, "down must"),
+        ({"experts_TK": torch.zeros(2, 1)}, "int64"),
+        ({"weights_TK": torch.ones(2, 2)}, "weights"),
+        ({"experts_TK": torch.full((2, 1), 7)}, r"in \[0, 2\)"),
+    ],
+    ids=str,
+)
+def test_wrong_arguments_of_packed_experts_are_named(change: dict, message: str) -> None:
+    arguments = {
+        "x_TD": torch.ones(2, 3),
+        "gate_up": ops.pack_weight(torch.ones(2, 8, 3)),
+        "down": ops.pack_weight(torch.ones(2, 3, 4)),
+        "experts_TK": torch.zeros(2, 1, dtype=torch.int64),
+        "weights_TK": torch.ones(2, 1),
+    }
+    with pytest.raises(ValueError, match=message):
+        ops.packed_experts(**arguments | change)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from nautile.ops.latent_bytes import quantize_latents, store_latents
     from nautile.ops.norm import rms_norm
     from nautile.ops.packed import packed_linear
+    from nautile.ops.packed_mixture import packed_experts
     from nautile.ops.packed_weight import PackedWeight, pack_weight
     from nautile.ops.paged_latents import paged_mla_decode, paged_sparse_mla_decode
     from nautile.ops.projection import gated_linear, linear
@@ -60,6 +61,7 @@ _HOME = {
     "mn_major_scales": "scale_packing",
     "mqa_logits": "index_logits",
     "pack_weight": "packed_weight",
+    "packed_experts": "packed_mixture",
     "packed_linear": "packed",
     "paged_mla_decode": "paged_latents",
     "paged_mqa_logits": "index_logits",
@@ -110,6 +112,7 @@ __all__ = [
     "mn_major_scales",
     "mqa_logits",
     "pack_weight",
+    "packed_experts",
     "packed_linear",
     "paged_mla_decode",
     "paged_mqa_logits",

@@ -29,6 +29,7 @@ TABLE: dict[str, tuple[str, tuple[str, ...]]] = {
     "linear": ("projection", ("cpu", "reference")),
     "gated_linear": ("projection", ("cpu", "reference")),
     "packed_linear": ("packed", ("cpu", "reference")),
+    "packed_experts": ("packed_mixture", ("cpu", "reference")),
     "swiglu": ("activation", ("cpu", "reference")),
     "rms_norm": ("norm", ("cpu", "reference")),
     "rotate_interleaved": ("rotary", ("cpu", "reference")),
