@@ -12,11 +12,11 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from nautile import ops
 from nautile.layers.ffn import SwiGLU
 from nautile.layers.linear import Linear
 from nautile.layers.moe.experts import Experts
 from nautile.ops.fp8_linear import fp8_grouped_linear, fp8_linear, fp8_linears
+from nautile.ops.fp8_swiglu import fp8_swiglu
 from nautile.ops.group_layout import ALIGNMENT
 from nautile.ops.precision import compute_dtype
 from nautile.ops.routing import combine_tokens, permute_tokens, row_map
@@ -63,7 +63,7 @@ class Fp8SwiGLU(SwiGLU):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] → [..., D]."""
-        return self.down_proj(ops.swiglu(*fp8_linears(x, self.gate_proj.weight, self.up_proj.weight)))
+        return self.down_proj(fp8_swiglu(*fp8_linears(x, self.gate_proj.weight, self.up_proj.weight)))
 
 
 class Fp8Experts(Experts):
@@ -83,7 +83,7 @@ class Fp8Experts(Experts):
         rows = row_map(experts_TK, len(self.down_proj), ALIGNMENT)
         x_RD = permute_tokens(x_TD.to(compute_dtype(x_TD)), rows)
         gate_RF, up_RF = fp8_grouped_linear(x_RD, self.gate_up_proj, rows.ends_E).chunk(2, dim=-1)
-        y_RD = fp8_grouped_linear(ops.swiglu(gate_RF, up_RF), self.down_proj, rows.ends_E)
+        y_RD = fp8_grouped_linear(fp8_swiglu(gate_RF, up_RF), self.down_proj, rows.ends_E)
         return combine_tokens(y_RD, rows, weights_TK)
 
 
