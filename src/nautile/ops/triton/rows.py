@@ -49,7 +49,8 @@ class Operands(NamedTuple):
     @property
     def sizes(self) -> tuple[int, int, int, int]:
         """S, H, T, K."""
-        return *self.q_BSHC.shape[1:3], self.c_BTC.shape[1], self.rows_BSK.shape[2]
+        _, S, H, _ = self.q_BSHC.shape
+        return S, H, self.c_BTC.shape[1], self.rows_BSK.shape[2]
 
     @property
     def widths(self) -> tuple[int, int, int, int]:

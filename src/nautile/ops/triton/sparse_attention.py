@@ -50,16 +50,14 @@ class _GatheredAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_BSHC: Tensor) -> tuple[Tensor | None, ...]:
         *tensors, rows_BSK, out, lse_BSH = ctx.saved_tensors
-        q_BSHC, q_rope_BSHR, c_BTC, k_rope_BTR = tensors
         operands = Operands.of(tuple(tensors), rows_BSK, None, ctx.dtype)
         grad = grad_BSHC.to(ctx.dtype).contiguous()
         delta_BSH = deltas(grad, out)
-        grads: list[Tensor | None] = [None] * 4
+        grad_q = grad_q_rope = grad_c = grad_k_rope = None
         if any(ctx.needs_input_grad[:2]):
-            grads[:2] = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q_BSHC, q_rope_BSHR))
-            backward_queries(operands, grad, lse_BSH, delta_BSH, grads[0], grads[1], ctx.scale)
+            grad_q, grad_q_rope = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in tensors[:2])
+            backward_queries(operands, grad, lse_BSH, delta_BSH, grad_q, grad_q_rope, ctx.scale)
         if any(ctx.needs_input_grad[2:4]):
-            both = backward_rows(operands, grad, lse_BSH, delta_BSH, ctx.scale)
-            C = c_BTC.shape[2]
-            grads[2:] = (both[..., :C].to(c_BTC.dtype), both[..., C:].to(k_rope_BTR.dtype))
-        return (*grads, None, None, None)
+            both, C = backward_rows(operands, grad, lse_BSH, delta_BSH, ctx.scale), tensors[2].shape[2]
+            grad_c, grad_k_rope = both[..., :C].to(tensors[2].dtype), both[..., C:].to(tensors[3].dtype)
+        return grad_q, grad_q_rope, grad_c, grad_k_rope, None, None, None
