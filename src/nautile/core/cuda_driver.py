@@ -99,9 +99,9 @@ def encode(tensor_map: TensorMap) -> ctypes.Array:
     assert all(stride % 16 == 0 for stride in tensor_map.strides), tensor_map
     assert all(0 < box <= 256 for box in tensor_map.box), tensor_map
     assert not tensor_map.swizzle or tensor_map.box[0] * size <= tensor_map.swizzle, tensor_map
-    buffer = (ctypes.c_uint64 * 24)()
-    # The driver wants 64-byte alignment, ctypes promises 8.
-    place = (ctypes.c_uint64 * 16).from_buffer(buffer, -ctypes.addressof(buffer) % 64)
+    buffer = (ctypes.c_uint64 * 32)()
+    # cuda.h wants 128-byte alignment since CUDA 13 (64 before), ctypes promises 8.
+    place = (ctypes.c_uint64 * 16).from_buffer(buffer, -ctypes.addressof(buffer) % 128)
     _call(
         "cuTensorMapEncodeTiled",
         ctypes.byref(place),

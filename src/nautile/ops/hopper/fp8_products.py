@@ -56,23 +56,24 @@ def _product(
     if not out.numel():
         return out
     if not a.shape[-1] or (b.data.dim() == 3 and not b.shape[0]):
-        return out.zero_() if c is None else out.copy_(c)
+        return _empty_sums(grouping, layout, c, out)
     # Kernels write rows in one piece. C may be the result itself, and is then read before it is written.
     result = out if out.stride(-1) == 1 else torch.empty_like(out, memory_format=torch.contiguous_format).copy_(out)
-    launch(
-        plan(
-            grouping,
-            Fp8Tensor(movable(a.data), a.scale, a.block),
-            Fp8Tensor(movable(b.data), b.scale, b.block),
-            result,
-            sms=_multiprocessors(out.device),
-            layout=None if layout is None else layout.contiguous(),
-            c=None if c is None else c if c.stride(-1) == 1 else c.contiguous(),
-            alignment=alignment,
-        ),
-        out.device,
-    )
+    # Names, not temporaries: a plan holds addresses only.
+    a, b = (Fp8Tensor(movable(x.data), x.scale, x.block) for x in (a, b))
+    layout = None if layout is None else layout.contiguous()
+    c = c if c is None or c.stride(-1) == 1 else c.contiguous()
+    sms = _multiprocessors(out.device)
+    launch(plan(grouping, a, b, result, sms=sms, layout=layout, c=c, alignment=alignment), out.device)
     return out if result is out else out.copy_(result)
+
+
+def _empty_sums(grouping: Grouping, layout: Tensor | None, c: Tensor | None, out: Tensor) -> Tensor:
+    """The product over no K, or with no group: C or 0 in every row that counts."""
+    if grouping == Grouping.MASKED and layout is not None:
+        counted_GM = torch.arange(out.shape[1], device=out.device) < layout[:, None]
+        return out.masked_fill_(counted_GM[..., None], 0.0)
+    return out.zero_() if c is None else out.copy_(c)
 
 
 def launch(what: Plan, device: torch.device) -> None:

@@ -12,7 +12,7 @@
 #define LAUNCH_BOUNDS(threads) __launch_bounds__(threads, 1)
 #define PARAMETER const __grid_constant__
 
-struct alignas(64) TensorMap {
+struct alignas(128) TensorMap {
     uint64_t opaque[16];  // what cuTensorMapEncodeTiled writes
 };
 
