@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from nautile import ops
-from nautile.ops.dispatch import TABLE
+from nautile.ops.dispatch import TABLE, implementation
 from nautile.ops.fp8_tensor import Fp8Tensor
 from nautile.ops.numerics import FP8_DIFF, calc_diff
 
@@ -146,6 +146,20 @@ def test_rounding_has_no_bias(backend: str) -> None:
     assert abs(up - down) < 4 * math.sqrt(up + down)
     larger = int((change * x > 0).sum())
     assert abs(2 * larger - up - down) < 4 * math.sqrt(up + down)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
+def test_what_is_not_finite_does_not_vanish(bad: float, backend: str) -> None:
+    """Where nobody looks at the values, as on a GPU, it shows in its block's numbers, and in no other's."""
+    pytest.importorskip("triton")
+    x = torch.ones(3, 256)
+    x[1, 130] = bad
+    with ops.use(backend):
+        back = Fp8Tensor(*implementation("quantize_fp8", x)(x, (1, 128), False), (1, 128)).dequantize()
+    assert not back[1, 130].isfinite()
+    back[1, 128:] = 1
+    assert torch.equal(back, torch.ones(3, 256))
 
 
 def test_no_graph_is_kept() -> None:
