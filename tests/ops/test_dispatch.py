@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from nautile import ops
+from nautile.core import jit
 from nautile.core.errors import UserError
-from nautile.ops.dispatch import TABLE, implementation
+from nautile.ops.dispatch import BACKENDS, TABLE, backend_for, implementation
+from nautile.ops.triton import unavailable
 
 
 def backend_of(op: str) -> str:
@@ -13,17 +15,46 @@ def backend_of(op: str) -> str:
 
 
 def test_the_first_backend_without_a_reason_wins() -> None:
-    assert {choice.op: choice.backend for choice in ops.choices()} == dict.fromkeys(TABLE, "cpu")
+    """On a CPU with a compiler: what is written for CPUs where it exists, the reference elsewhere."""
+    for choice in ops.choices():
+        _, backends = TABLE[choice.op]
+        assert choice.backend == ("cpu" if "cpu" in backends and not jit.why_no_cxx() else choice.backend)
+        assert list(choice.passed_over) == list(backends[: backends.index(choice.backend)])
+
+
+def test_every_op_has_a_reference_and_its_backends_stand_in_one_order() -> None:
+    for op, (_, backends) in TABLE.items():
+        assert backends[-1] == "reference", op
+        assert list(backends) == [backend for backend in BACKENDS if backend in backends], op
 
 
 def test_a_device_without_a_fast_backend_gets_the_reference_and_the_reason() -> None:
     for choice in ops.choices("meta"):
         assert choice.backend == "reference"
-        assert choice.passed_over == {"cpu": "tensors are on meta"}
+        faster = TABLE[choice.op][1][:-1]
+        assert choice.passed_over == dict.fromkeys(faster, "tensors are on meta")
 
 
 def test_a_dtype_without_a_fast_backend_gets_the_reference() -> None:
-    assert {choice.backend for choice in ops.choices(dtype=torch.float16)} == {"reference"}
+    kinds = {choice.backend for choice in ops.choices(dtype=torch.float16) if choice.op in ("rms_norm", "linear")}
+    assert kinds == {"reference"}
+
+
+def test_interpreting_triton_has_to_be_asked_for() -> None:
+    pytest.importorskip("triton")
+    if torch.cuda.is_available():
+        pytest.skip("kernels are compiled")
+    x = torch.zeros(1)
+    assert backend_for("index_scores", x) != "triton"
+    with ops.use("triton"):
+        assert backend_for("index_scores", x) == "triton"
+        assert backend_for("rms_norm", x) in ("cpu", "reference"), "has no Triton form: runs as it would anyway"
+
+
+def test_an_op_asks_its_package_before_its_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine without Triton never imports a Triton kernel to learn that it cannot run."""
+    monkeypatch.setattr("nautile.ops.triton.find_spec", lambda name: None)
+    assert unavailable(torch.device("cuda")) == "triton is not installed: pip install triton"
 
 
 def test_no_op_is_called_like_a_file() -> None:
@@ -42,7 +73,7 @@ def test_use_forces_one_and_ends_with_the_block(monkeypatch: pytest.MonkeyPatch)
 def test_the_environment_forces_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NAUTILE_OPS", "reference")
     assert backend_of("causal_attention") == "reference"
-    assert ops.choices()[0].passed_over == {"cpu": "reference is forced"}
+    assert set(ops.choices()[0].passed_over.values()) == {"reference is forced"}
 
 
 def test_unknown_backend_names_the_known_ones(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,13 +51,17 @@ def _print(rows: "list[Choice]", where: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from nautile.ops.dispatch import TABLE
+
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 160
     table = Table(title=f"ops on {where}", title_justify="left", title_style="bold", expand=False)
-    for column in ("op", "runs on", "passed over, because"):
+    for column in ("op", "runs on", "slower", "passed over, because"):
         table.add_column(column, no_wrap=column == "op")
     for row in rows:
-        reasons = "\n".join(f"{backend}: {reason}" for backend, reason in row.passed_over.items())
-        table.add_row(row.op, row.backend, reasons)
+        reasons = "; ".join(f"{backend}: {reason}" for backend, reason in row.passed_over.items())
+        backends = TABLE[row.op][1]
+        slower = [name for name in backends if name != row.backend and name not in row.passed_over]
+        table.add_row(row.op, row.backend, ", ".join(slower), reasons)
     console.print(table)

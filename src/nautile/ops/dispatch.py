@@ -66,7 +66,10 @@ TABLE: dict[str, tuple[str, tuple[str, ...]]] = {
     "quantize_e5m6": ("e5m6", ("triton", "reference")),
     "dequantize_e5m6": ("e5m6", ("triton", "reference")),
 }
-ON_FP8: frozenset[str] = frozenset()
+ON_FP8 = {
+    *("fp8_gemm", "grouped_fp8_gemm", "masked_fp8_gemm", "k_grouped_fp8_gemm"),
+    *("dequantize_fp8", "requantize_transposed", "mqa_logits", "paged_mqa_logits"),
+}
 """Ops whose deciding operand is float8_e4m3fn."""
 BACKENDS = ("hopper", "triton", "cpu", "reference")
 

@@ -88,6 +88,7 @@ def begin(recipe: PretrainRecipe, run: RunFolder, data: PreparedData, resume: bo
         f"device {device} ({why_device}); precision {precision} ({why_precision}); "
         f"CPU threads {threads} ({why_threads})"
     )
+    log(dispatch.summary(device, torch.float32 if precision == "fp32" else torch.bfloat16))
     if recipe.schedule.warmup_steps > recipe.train.steps:
         warn(f"the warm-up of {recipe.schedule.warmup_steps} steps outlasts the run of {recipe.train.steps}")
 

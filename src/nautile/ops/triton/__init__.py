@@ -19,11 +19,11 @@ def unavailable(device: torch.device) -> str | None:
     if device.type != "cpu":
         return f"tensors are on {device.type}"
     if os.environ.get("TRITON_INTERPRET") != "1":
-        return "tensors are on cpu (TRITON_INTERPRET=1 interprets the kernels, for tests)"
+        return "tensors are on cpu"
     from nautile.ops.dispatch import forced_backend
 
     if forced_backend() != "triton":
-        return "tensors are on cpu (interpreted only with NAUTILE_OPS=triton or ops.use)"
+        return "tensors are on cpu, and interpreting kernels has to be asked for: NAUTILE_OPS=triton"
     from nautile.ops.triton.interpreter import repair
 
     repair()
