@@ -41,7 +41,7 @@ def codes(x: Tensor) -> Tensor:
     # 17 of 23 bits of mantissa go; half of the last one that stays is added, less a bit unless that one is odd.
     normal = ((bits + 0xFFFF + ((bits >> 17) & 1)) >> 17) - ((127 - 15) << 6)
     # Below 2^−14 the step is 2^−20, which is a float's at 8: adding 8 rounds.
-    small = (size + 8.0).view(torch.int32) - torch.tensor(8.0).view(torch.int32).item()
+    small = (size + 8.0).view(torch.int32) - 0x41000000  # the bits of 8.0
     return torch.where(size < 2.0**-14, small, normal) | ((x.view(torch.int32) >> 20) & 0x800)
 
 
