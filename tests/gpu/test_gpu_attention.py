@@ -76,10 +76,11 @@ def named_rows(S: int, T: int, K: int, unnamed: int) -> Tensor:
     return torch.where(order < T - unnamed, order, wild[order % 5]).int()
 
 
+SPARSE = [(33, 128, 700, 256), (62, 64, 100, 200), (17, 16, 300, 65), (3, 5, 9, 4)]
+
+
 @pytest.mark.parametrize("deterministic", [False, True])
-@pytest.mark.parametrize(
-    ("S", "H", "T", "K"), [(33, 128, 700, 256), (62, 64, 100, 200), (17, 16, 300, 65), (3, 5, 9, 4)]
-)
+@pytest.mark.parametrize(("S", "H", "T", "K"), SPARSE)
 def test_sparse_prefill(S: int, H: int, T: int, K: int, deterministic: bool) -> None:
     rows = named_rows(S, T, K, unnamed=3)
     lengths = torch.randint(0, K + 3, (S,), device="cuda", dtype=torch.int32)
