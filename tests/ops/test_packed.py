@@ -202,6 +202,7 @@ def test_without_a_compiler_the_reference_runs(monkeypatch: pytest.MonkeyPatch) 
 WRONG = [
     (lambda: ops.pack_weight(torch.ones(3)), r"floating \[..., O, D\]"),
     (lambda: ops.pack_weight(torch.ones(3, 4).int()), "floating"),
+    (lambda: ops.pack_weight(torch.ones(3, 0)), "not empty"),
     (lambda: ops.pack_weight(torch.ones(3, 4), "int3"), "bf16, int8, int4"),
     (lambda: ops.pack_weight(torch.ones(3, 4), "int8", group=6), "multiple of 4"),
     (lambda: ops.pack_weight(torch.ones(3, 4), "bf16", group=8), "no scales"),

@@ -67,11 +67,12 @@ class PackedWeight:
 
     def unpack(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The weight [..., O, D] that products are made with."""
-        rows = _from_panels(_nibbles(self.data) if self.kind == "int4" else self.data).to(dtype)
+        rows = _from_panels(_nibbles(self.data) if self.kind == "int4" else self.data)
         if self.scale is not None:
-            scale = self.scale.transpose(-1, -2).flatten(-3, -2).to(dtype)  # [..., P·32, G]
-            rows = rows * scale.repeat_interleave(self.group, -1)[..., : rows.shape[-1]]
-        return rows[..., : self.outputs, : self.inputs]
+            wide = torch.float64 if dtype == torch.float64 else torch.float32
+            scale = self.scale.transpose(-1, -2).flatten(-3, -2).to(wide)  # [..., P·32, G]
+            rows = rows.to(wide) * scale.repeat_interleave(self.group, -1)[..., : rows.shape[-1]]
+        return rows[..., : self.outputs, : self.inputs].to(dtype)
 
 
 def pack_weight(weight: Tensor, kind: Kind = "bf16", group: int | None = None) -> PackedWeight:
@@ -87,11 +88,12 @@ def pack_weight(weight: Tensor, kind: Kind = "bf16", group: int | None = None) -
         group: Inputs that share a scale, a multiple of 4; 128 for int8 and 64 for int4 unless given.
 
     Raises:
-        ValueError: Not a matrix or a stack of them; an unknown kind; a group that is no multiple of 4, or one for
-            bf16; NaN or infinity where integers are asked for.
+        ValueError: Not a matrix or a stack of them, or an empty one; an unknown kind; a group that is no multiple of
+            4, or one for bf16; NaN or infinity where integers are asked for.
     """
-    if weight.dim() < 2 or not weight.is_floating_point():
-        raise ValueError(f"pack_weight: weight must be floating [..., O, D], got {weight.dtype} {list(weight.shape)}")
+    if weight.dim() < 2 or not weight.is_floating_point() or not weight.numel():
+        got = f"{weight.dtype} {list(weight.shape)}"
+        raise ValueError(f"pack_weight: weight must be floating [..., O, D] and not empty, got {got}")
     if kind not in BITS:
         raise ValueError(f"pack_weight: kind must be one of {', '.join(BITS)}, got {kind!r}")
     group = GROUP[kind] if group is None else group

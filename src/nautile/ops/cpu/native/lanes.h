@@ -61,11 +61,15 @@ NAUTILE_INLINE Words words_of(const u16* row, i64 count) {
 NAUTILE_INLINE Floats zeros() { return Floats{}; }
 
 NAUTILE_INLINE float sum(Floats v) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_ps((__m512)v);
+#else
     float part[LANES];
     std::memcpy(part, &v, sizeof v);
     for (int width = LANES / 2; width; width /= 2)
         for (int i = 0; i < width; i++) part[i] += part[i + width];
     return part[0];
+#endif
 }
 
 // e to the x, to two units in the last place; between e^-87 and e^88, which float32 can tell from 0 and infinity.
