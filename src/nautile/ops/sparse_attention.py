@@ -18,7 +18,8 @@ def gathered_attention(
     ``p_shk = softmax_k(scale · (q_sh·c_r + q_rope_sh·k_rope_r)),  o_sh = Σ_k p_shk c_r`` with r = rows[s, k]. All heads
     share the rows, so a gathered row serves H queries. A query without any row gives 0. Rows that nobody names are not
     read: they may hold anything. Scores and softmax are rounded to no less than the compute dtype; sums run in float32
-    or better. Differentiable in all but `rows_BSK`.
+    or better. Differentiable in all but `rows_BSK`; on a GPU what queries give to a row's gradient is added in any
+    order, unless ``torch.use_deterministic_algorithms(True)`` asks for the same one each time.
 
     Args:
         q_BSHC: Queries with W_UK folded in.
