@@ -28,17 +28,18 @@ class EmulatedMap(ctypes.Structure):
 
 def run_fp8_gemm(plan: fp8_plan.Plan, seed: int = 0, source: Path = fp8_plan.SOURCE) -> None:
     """Execute one launch of fp8_gemm.cu, or of a changed copy."""
-    run(source, fp8_plan.KERNEL, plan.variant.defines(), plan.maps, plan.args, plan.how, seed)
+    run(source, fp8_plan.HEADERS, fp8_plan.KERNEL, plan.variant.defines(), plan.maps, plan.args, plan.how, seed)
 
 
 def run_mla_decode(plan: mla_plan.Plan, seed: int = 0) -> None:
     """Execute both launches of mla_decode.cu."""
-    run(mla_plan.SOURCE, mla_plan.KERNEL, {}, plan.maps, plan.args, plan.how, seed)
-    run(mla_plan.SOURCE, mla_plan.MERGE, {}, (), plan.args, plan.how_to_merge, seed)
+    run(mla_plan.SOURCE, mla_plan.HEADERS, mla_plan.KERNEL, {}, plan.maps, plan.args, plan.how, seed)
+    run(mla_plan.SOURCE, mla_plan.HEADERS, mla_plan.MERGE, {}, (), plan.args, plan.how_to_merge, seed)
 
 
 def run(
     source: Path,
+    headers: tuple[Path, ...],
     kernel: str,
     defines: Mapping[str, int],
     maps: tuple[TensorMap, ...],
@@ -55,7 +56,7 @@ def run(
         **defines,
     }
     flags = ("-w", "-O1", *(f"-D{name}={value}" for name, value in macros.items()))
-    emulate = load_cxx(HERE / "emulated_kernel.cpp", EMULATOR, source, flags=flags).emulate
+    emulate = load_cxx(HERE / "emulated_kernel.cpp", EMULATOR, source, *headers, flags=flags).emulate
     storage = ctypes.create_string_buffer(len(maps) * 128 + 64)
     first = ctypes.addressof(storage) + -ctypes.addressof(storage) % 64
     for i, tensor_map in enumerate(maps):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nautile.core.jit import why_no_cxx
 from nautile.ops import group_layout
-from nautile.ops.hopper.fp8_plan import SOURCE, plan
+from nautile.ops.hopper.fp8_plan import HEADERS, SOURCE, plan
 from nautile.ops.hopper.tiles import Grouping, Share, Tile
 from nautile.ops.numerics import SAME_FP8_DIFF, calc_diff
 from nautile.ops.reference import fp8_products as reference
@@ -146,13 +146,13 @@ FAULTS = {
 def test_the_emulator_finds_faults(fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NAUTILE_CACHE", str(tmp_path))  # nobody needs the broken one again
     before, after = FAULTS[fault]
-    source = SOURCE.read_text()
-    assert source.count(before) == 1, before
-    broken = tmp_path / "broken.cu"
-    broken.write_text(source.replace(before, after))
+    texts = {file.name: file.read_text() for file in (SOURCE, *HEADERS)}
+    assert sum(text.count(before) for text in texts.values()) == 1, before
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text.replace(before, after))
     a, b = operand(300, 640), operand(200, 640, block=SQUARES)
     out = torch.full((300, 200), float("nan"), dtype=torch.bfloat16)
     what = plan(Grouping.DENSE, a, b, out, sms=1, tile=tile(128, 96))
     with pytest.raises(AssertionError):
-        run_fp8_gemm(what, source=broken)
+        run_fp8_gemm(what, source=tmp_path / SOURCE.name)
         assert_close(out, reference.fp8_gemm(a, b, None, torch.empty(300, 200)))

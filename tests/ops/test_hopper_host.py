@@ -79,6 +79,8 @@ def test_what_the_copy_engine_can_address_is_not_copied() -> None:
     backwards, repeated = x.transpose(0, 1), x[:1].expand(3, 64, 256)
     for copied in (x[..., 1:65], x[..., :100], x[..., ::2], x.transpose(0, 2), backwards, repeated):
         assert movable(copied) is not copied
+    odd = torch.zeros(8 * 128 + 1, dtype=torch.uint8)[1:].view(8, 128)
+    assert movable(odd).data_ptr() % 16 == 0 and movable(odd) is not odd
 
 
 def test_dense_decoding_makes_its_schedule_and_merges(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,7 +60,7 @@ def _product(
     # Kernels write rows in one piece. C may be the result itself, and is then read before it is written.
     result = out if out.stride(-1) == 1 else torch.empty_like(out, memory_format=torch.contiguous_format).copy_(out)
     # Names, not temporaries: a plan holds addresses only.
-    a, b = (Fp8Tensor(movable(x.data), x.scale, x.block) for x in (a, b))
+    a, b = (x if (data := movable(x.data)) is x.data else Fp8Tensor(data, x.scale, x.block) for x in (a, b))
     layout = None if layout is None else layout.contiguous()
     c = c if c is None or c.stride(-1) == 1 else c.contiguous()
     sms = _multiprocessors(out.device)

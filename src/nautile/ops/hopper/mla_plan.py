@@ -14,7 +14,7 @@ from nautile.core.cuda_driver import Launch, TensorMap
 from nautile.ops.split_kv import TILE, Splits
 
 SOURCE = Path(__file__).with_name("mla_decode.cu")
-HEADERS = (Path(__file__).with_name("ptx.cuh"),)
+HEADERS = (SOURCE.with_name("mla_work.cuh"), SOURCE.with_name("ptx.cuh"))
 KERNEL, MERGE = "mla_decode", "mla_merge"
 LATENT, VALUE = 576, 512
 TILE_BYTES = TILE * LATENT * 2
@@ -25,7 +25,7 @@ LOG2_E = 1.4426950408889634
 
 
 class Args(ctypes.Structure):
-    """``struct Args`` of mla_decode.cu."""
+    """``struct Args`` of mla_work.cuh."""
 
     _fields_ = (
         *(

@@ -21,7 +21,7 @@ MAX_STAGES = 12
 
 
 class Grouping(IntEnum):
-    """What the products' groups are; the values are those of fp8_gemm.cu."""
+    """What the products' groups are; the values are those of fp8_tiles.cuh."""
 
     DENSE = 0
     ROWS = 1
