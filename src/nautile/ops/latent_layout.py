@@ -57,6 +57,8 @@ ROWS = LatentLayout("656-byte rows", fp8=512, tile=128)
 """DeepSeek-V3.2: X = 576."""
 PLANES = LatentLayout("584-byte planes", fp8=448, tile=64, planes=True)
 """FlashMLA's second layout ("MODEL1" there): X = 512."""
+MOST_VALUES = 512
+"""Dimensions of either layout that can be a value."""
 PAGE_MULTIPLE = 576
 """FlashMLA begins every page of `PLANES` at a multiple of so many bytes."""
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nautile.ops.checks import looks_at_values, same_device
 from nautile.ops.dispatch import implementation
-from nautile.ops.latent_layout import LatentLayout, layout_of
+from nautile.ops.latent_layout import MOST_VALUES, LatentLayout, layout_of
 from nautile.ops.split_kv import Splits
 
 
@@ -109,7 +109,7 @@ def paged_sparse_mla_decode(
         cache_NPZ: Bytes in a layout of `latent_layout`. What no choice names may hold anything.
         rows_BSK: int32 page · P + place of each choice; negative or beyond the cache: no choice.
         scale: Factor on the scores; X**-0.5 by default.
-        v_dim: V, at most X.
+        v_dim: V, at most 512.
         sink_H: float32; ±∞ are allowed.
         lengths_B: int32 in [0, K]: only the first so many choices of each query of a request count.
         extra_cache_NPZ: Second cache in the same layout, with pages of its own size.
@@ -127,9 +127,9 @@ def paged_sparse_mla_decode(
     op = "paged_sparse_mla_decode"
     B, S, H, X = _checked_queries(op, q_BSHX)
     layout = _checked_scope(op, "", cache_NPZ, rows_BSK, lengths_B, (B, S))
-    if layout.width != X or not 0 < v_dim <= X:
+    if layout.width != X or not 0 < v_dim <= MOST_VALUES:
         raise ValueError(
-            f"{op}: {layout.name} hold {layout.width} dimensions, of which 1 to all are the value; got q "
+            f"{op}: {layout.name} hold {layout.width} dimensions, of which 1 to {MOST_VALUES} are the value; got q "
             f"{list(q_BSHX.shape)} and v_dim {v_dim}"
         )
     if (extra_cache_NPZ is None) != (extra_rows_BSK is None) or (

@@ -12,15 +12,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from nautile.ops.latent_layout import latent_parts, layout_of
+from nautile.ops.latent_layout import MOST_VALUES, latent_parts, layout_of
 from nautile.ops.split_kv import BLOCK, TILE, Splits, sparse_parts
 from nautile.ops.split_plan import plan_splits
 from nautile.ops.triton import support
 from nautile.ops.triton.latent_tiles import attend, merge, partial_results, processors, write_split
 from nautile.ops.triton.paged_latents import LOG2_E
 
-VALUE = 512
-"""Dimensions of the first tile: all that can be a value."""
 Scope = tuple[Tensor, Tensor, Tensor | None]
 
 
@@ -49,13 +47,13 @@ def paged_sparse_mla_decode(
     views = [(main.fp8_NPF, more.fp8_NPF), (main.scale_NPJ, more.scale_NPJ), (main.rope_NPR, more.rope_NPR)]
     # The second cache is addressed from the first: how far apart they are, in elements.
     apart = [(second.data_ptr() - first.data_ptr()) // first.element_size() for first, second in views]
-    tiles = VALUE // layout.tile
+    tiles = MOST_VALUES // layout.tile
     paged_sparse_mla_decode_kernel[(triton.cdiv(H, TILE) * S, splits.table_R3.shape[0])](
         q_BSHX.contiguous(), splits.table_R3, splits.ends_B, sink_H, o_BSHV, lse_BHS, part_RSHV, part_RSH,
         *(view for view, _ in views), *sides[0], *apart, *sides[-1],
         S, H, V, scale * LOG2_E, HAS_SINK=sink_H is not None, HAS_EXTRA=len(scopes) > 1, EXPONENTS=layout.planes,
         X=X, F=layout.fp8, SCALES=layout.tiles, FP8_ROW=main.fp8_NPF.stride(1), SCALE_ROW=main.scale_NPJ.stride(1),
-        ROPE_ROW=main.rope_NPR.stride(1), BLOCK_M=TILE, BLOCK_T=BLOCK, BLOCK_V=VALUE, BLOCK_J=tiles,
+        ROPE_ROW=main.rope_NPR.stride(1), BLOCK_M=TILE, BLOCK_T=BLOCK, BLOCK_V=MOST_VALUES, BLOCK_J=tiles,
         num_warps=8, num_stages=2,
     )  # fmt: skip
     merge(part_RSHV, part_RSH, splits, o_BSHV, lse_BHS, sink_H)
