@@ -12,11 +12,14 @@
 
 #include "wide.h"
 
+#define INLINE_LAMBDA __attribute__((always_inline))
+
 namespace {
 
-constexpr int ROWS = 4;           // rows of a matrix that are multiplied at once
+constexpr int ROWS = 4;           // rows of a matrix that are multiplied at once with many tokens
+constexpr int64_t FEW = 4;        // tokens up to which rows go one by one: memory is read fastest from end to end
 constexpr int64_t PORTION = 32;   // rows that a thread takes at once
-constexpr int64_t AHEAD = 1024;  // bytes between what is multiplied and what is fetched
+constexpr int64_t AHEAD = 4096;  // bytes between what is multiplied and what is fetched
 
 // The fields of `Problem` in ops/cpu/expert_decode.py, in its order.
 struct Problem {
@@ -73,30 +76,28 @@ INLINE float sum_of(Lanes x) {
 // out[r * N + t] = row r . token t over n numbers
 template <class M, int R, int N, class T>
 INLINE void dots(const T* w, int64_t row, const T* const* x, int64_t n, float* out) {
-    constexpr int CHAINS = R * N < 8 ? 2 : 1;  // few sums would wait for themselves
+    constexpr int CHAINS = R * N >= 8 ? 1 : 8 / (R * N);  // few sums would wait for themselves
     Lanes sum[CHAINS][R][N] = {};
-    int64_t i = 0;
-    for (; i + CHAINS * M::STEP <= n; i += CHAINS * M::STEP) {
-        UNROLL for (int c = 0; c < CHAINS; c++) {
-            decltype(M::read(w)) a[N];
-            UNROLL for (int t = 0; t < N; t++) a[t] = M::read(x[t] + i + c * M::STEP);
-            UNROLL for (int r = 0; r < R; r++) {
-                const T* from = w + r * row + i + c * M::STEP;
-                __builtin_prefetch((const char*)from + AHEAD, 0, 3);
-                auto b = M::read(from);
-                UNROLL for (int t = 0; t < N; t++) sum[c][r][t] = M::mul(sum[c][r][t], a[t], b);
-            }
+    auto step = [&](int64_t i, Lanes (&into)[R][N]) INLINE_LAMBDA {
+        decltype(M::read(w)) a[N];
+        UNROLL for (int t = 0; t < N; t++) a[t] = M::read(x[t] + i);
+        UNROLL for (int r = 0; r < R; r++) {
+            __builtin_prefetch((const char*)(w + r * row + i) + AHEAD, 0, 3);
+            auto b = M::read(w + r * row + i);
+            UNROLL for (int t = 0; t < N; t++) into[r][t] = M::mul(into[r][t], a[t], b);
         }
-    }
-    for (; i < n; i += M::STEP) {
-        const int64_t have = std::min<int64_t>(M::STEP, n - i);
+    };
+    int64_t i = 0;
+    for (; i + CHAINS * M::STEP <= n; i += CHAINS * M::STEP)
+        UNROLL for (int c = 0; c < CHAINS; c++) step(i + c * M::STEP, sum[c]);
+    for (; i + M::STEP <= n; i += M::STEP) step(i, sum[0]);
+    if (i < n)
         UNROLL for (int r = 0; r < R; r++) UNROLL for (int t = 0; t < N; t++) {
             T a[M::STEP] = {}, b[M::STEP] = {};
-            std::memcpy(a, x[t] + i, have * sizeof(T));
-            std::memcpy(b, w + r * row + i, have * sizeof(T));
+            std::memcpy(a, x[t] + i, (n - i) * sizeof(T));
+            std::memcpy(b, w + r * row + i, (n - i) * sizeof(T));
             sum[0][r][t] = M::mul(sum[0][r][t], M::read(a), M::read(b));
         }
-    }
     UNROLL for (int r = 0; r < R; r++) UNROLL for (int t = 0; t < N; t++) {
         Lanes total = sum[0][r][t];
         for (int c = 1; c < CHAINS; c++) total += sum[c][r][t];
@@ -123,7 +124,7 @@ INLINE void products(const T* w, int64_t row, int64_t rows, const T* const* x, i
         if (tokens - t == 1) some(std::integral_constant<int, 1>(), t);
     };
     int64_t r = 0;
-    for (; r + ROWS <= rows; r += ROWS) block(std::integral_constant<int, ROWS>(), r);
+    for (; tokens > FEW && r + ROWS <= rows; r += ROWS) block(std::integral_constant<int, ROWS>(), r);
     for (; r < rows; r++) block(std::integral_constant<int, 1>(), r);
 }
 
