@@ -102,7 +102,7 @@ __attribute__((noinline)) static void tile(const Format& format, const char* wei
                                            const typename Format::Pairs::Pair* x, i64 rows, const float* scale,
                                            bool first, float* totals, Ahead ahead) {
     using Pairs = typename Format::Pairs;
-    // Few sums would wait for themselves: then each step has its own.
+    // Few sums would wait for themselves: then each step has its own, if there are registers.
     constexpr int CHAINS = PARTS * ROWS <= 12 && PARTS == 2 ? 2 : 1;
     Floats sums[CHAINS][ROWS][PARTS];
     for (auto& chain : sums)
@@ -171,8 +171,8 @@ static void panel(const Format& format, const char* weights, const float* scales
             Ahead ahead = size == rows ? Ahead{here + AHEAD, Format::BYTES}
                                        : Ahead{here + (block + (r / size % 2) * block / 2) * Format::BYTES,
                                                Format::BYTES / 2};
-            tile_of<Format>(std::min(size, rows - r), format, here, n, x + u * 2 * rows + r, rows, scale,
-                                   u == 0, totals + r * PANEL, ahead);
+            tile_of<Format>(std::min(size, rows - r), format, here, n, x + u * 2 * rows + r, rows, scale, u == 0,
+                            totals + r * PANEL, ahead);
         }
     }
 }
