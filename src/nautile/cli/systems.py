@@ -294,8 +294,13 @@ SYSTEMS: tuple[System, ...] = (
         about="Matrix products in FP8 with fine-grained scales, plain and grouped for experts, compiled at first use.",
         papers=(_V3_REPORT,),
         repository="DeepGEMM",
-        missing="FP8 quantisation and products, and the Hopper kernels",
-        planned=("ops/", "compat/"),
+        built="FP8 casts, dense and grouped FP8 and bfloat16 products and indexer logits with a plain-torch "
+        "specification, in Triton and as CUDA C++ for Hopper; FP8 training; DeepGEMM's SM90 interface under its own "
+        "names, whose tests pass on a CPU",
+        missing="figures from a GPU: nothing has run on one yet; the SM100 set (FP4, packed scales, Mega MoE)",
+        code=("ops/fp8_products.py", "ops/quantization.py", "ops/hopper/", "ops/fp8_linear.py", "compat/deep_gemm/"),
+        planned=("ops/",),
+        run=("nautile ops", "nautile bench kernels --quick", "nautile pretrain v3-micro --train.precision fp8"),
         aliases=("gemm", "quantisation"),
     ),
     System(
@@ -308,8 +313,13 @@ SYSTEMS: tuple[System, ...] = (
             ("DeepSeek-V3.2: Pushing the Frontier of Open Large Language Models", "2512.02556"),
         ),
         repository="FlashMLA",
-        missing="the GPU kernels and the paged cache; MLA itself runs in plain torch (nautile guide v2)",
-        planned=("ops/", "infer/", "compat/"),
+        built="decoding over paged latents, dense and sparse over FP8 bytes, sparse prefill with a backward, training "
+        "attention with heads of 192/128: plain-torch specifications, Triton, C++ for CPUs, CUDA C++ for Hopper's "
+        "dense decoding; FlashMLA's SM90 interface under its own names, whose tests pass on a CPU",
+        missing="figures from a GPU: nothing has run on one yet; an engine that keeps its cache in pages",
+        code=("ops/paged_latents.py", "ops/sparse_prefill.py", "ops/split_kv.py", "ops/hopper/", "compat/flash_mla.py"),
+        planned=("infer/",),
+        run=("nautile bench kernels --only mla",),
         aliases=("flash-mla", "attention kernel"),
     ),
     System(
