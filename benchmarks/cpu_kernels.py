@@ -38,6 +38,9 @@ PROJECTIONS = {
     "V3 query up": (1536, 24576),
 }
 """[inputs → outputs] of published layers."""
+EXPERTS = {"V2-Lite": (2048, 1408, 32, 6), "V3 / 8": (7168, 256, 32, 8)}
+"""D, F, E, K; half of V2-Lite's experts, and an eighth of the width and of the number of V3's."""
+LATENT, ROPE = 512, 64
 ROWS = (1, 2, 4, 8, 16, 32)
 COPIES_BYTES = 200 * 10**6
 """Weights of one run."""
@@ -130,10 +133,135 @@ def norms(rounds: int) -> list[Row]:
     return found
 
 
+def mla_decode(rounds: int) -> list[Row]:
+    """Absorbed attention of one new token to a cache, torch's products beside it.
+
+    A row of C + R numbers costs 2 H (2 C + R) operations: which limit a head count meets depends on the machine, so
+    the row says how much of the nearer one is reached.
+    """
+    found = []
+    peaks = {dtype: 1e9 * measure_gemm_peak(dtype) for dtype in (torch.bfloat16, torch.float32)}
+    for dtype, peak in peaks.items():
+        for T in (1024, 8192, 32768):
+            size = T * (LATENT + ROPE) * dtype.itemsize
+            cache = torch.randn(1, T, LATENT + ROPE).to(dtype)
+            caches = [x.split((LATENT, ROPE), -1) for x in copies(cache)]
+            at = torch.tensor([[T - 1]])
+            for H in (1, 4, 16, 64, 128):
+                q = torch.randn(1, 1, H, LATENT + ROPE).to(dtype)
+                q_c, q_rope = q.split((LATENT, ROPE), -1)
+                work: Work = {
+                    "torch": (caches, lambda c, q=q: products_over_latents(q, *c)),
+                    "native": (caches, lambda c, q=q_c, r=q_rope, at=at: ops.latent_attention(q, r, *c, at, 0.1)),
+                }
+                times = paired(work, rounds)
+                flop = 2 * H * T * (2 * LATENT + ROPE)
+                row: Row = {"dtype": str(dtype), "context": T, "heads": H}
+                row |= speed(times, "native", "torch", size, flop)
+                compute = flop / peak / statistics.median(times["native"])
+                row |= {
+                    "of_gemm_peak": round(compute, 3),
+                    "bound": "memory" if row["of_read_bandwidth"] > compute else "compute",
+                }
+                found.append(row)
+    return found
+
+
+def products_over_latents(q_BSHX: Tensor, c_BTC: Tensor, k_rope_BTR: Tensor) -> Tensor:
+    """The same as three products of torch's and a softmax."""
+    q_HC, q_HR = q_BSHX[0, 0].split((LATENT, ROPE), -1)
+    c_TC, k_TR = c_BTC[0], k_rope_BTR[0]
+    scores_HT = torch.addmm(q_HR @ k_TR.t(), q_HC, c_TC.t()).mul_(0.1)
+    return torch.softmax(scores_HT, -1) @ c_TC
+
+
+def expert_decode(rounds: int) -> list[Row]:
+    """Routed experts of a few tokens: only the chosen ones' bytes count as read. Stored and packed weights."""
+    found = []
+    for name, (D, hidden, E, K) in EXPERTS.items():
+        gate_up, down = torch.randn(E, 2 * hidden, D), torch.randn(E, D, hidden)
+        stored = {dtype: (gate_up.to(dtype), down.to(dtype)) for dtype in (torch.bfloat16, torch.float32)}
+        packed = {
+            kind: (ops.pack_weight(gate_up, kind), ops.pack_weight(down, kind)) for kind in ("bf16", "int8", "int4")
+        }
+        for T in (1, 2, 4, 16):
+            choices = [(torch.rand(T, E).topk(K).indices, torch.rand(T, K)) for _ in range(8)]
+            touched = statistics.mean(len(experts.unique()) for experts, _ in choices)
+            for dtype, (up_w, down_w) in stored.items():
+                x = torch.randn(T, D).to(dtype)
+                work: Work = {
+                    "torch": (choices, lambda c, x=x, u=up_w, d=down_w: per_expert(x, u, d, *c)),
+                    "native": (choices, lambda c, x=x, u=up_w, d=down_w: ops.grouped_swiglu(x, u, d, *c)),
+                }
+                sizes = {"native": int(touched * 3 * D * hidden * dtype.itemsize)}
+                if dtype == torch.bfloat16:
+                    for kind, both in packed.items():
+                        work[kind] = (choices, lambda c, x=x, p=both: ops.packed_experts(x, *p, *c))
+                        sizes[kind] = int(touched * (both[0][0].nbytes + both[1][0].nbytes))
+                times = paired(work, rounds)
+                for kind, size in sizes.items():
+                    row = {"experts": name, "shape": [E, D, hidden], "tokens": T, "dtype": str(dtype), "weights": kind}
+                    found.append(row | speed(times, kind, "torch", size, 6 * T * K * D * hidden))
+    return found
+
+
+def per_expert(x_TD: Tensor, gate_up: Tensor, down: Tensor, experts_TK: Tensor, weights_TK: Tensor) -> Tensor:
+    """Each chosen expert by torch's products, on its tokens."""
+    y_TD = torch.zeros(x_TD.shape, dtype=torch.float32)
+    for e in experts_TK.unique().tolist():
+        token, k = (experts_TK == e).nonzero(as_tuple=True)
+        gate, up = F.linear(x_TD[token], gate_up[e]).chunk(2, -1)
+        y_TD.index_add_(0, token, F.linear(F.silu(gate).mul_(up), down[e]).float() * weights_TK[token, k, None])
+    return y_TD.to(x_TD.dtype)
+
+
+def expert_training(rounds: int) -> list[Row]:
+    """Forward and backward of the routed experts in bfloat16, beside grouped products as torchtitan arranges them."""
+    found = []
+    for T, D, hidden, E, K in (
+        (2048, 512, 256, 16, 4),
+        (2048, 1024, 512, 16, 4),
+        (4096, 768, 384, 32, 6),
+        (1024, 2048, 1408, 16, 6),
+    ):
+        with torch.inference_mode(False), torch.enable_grad():
+            leaves = [
+                torch.randn(*shape).mul_(shape[-1] ** -0.5).bfloat16().requires_grad_()
+                for shape in ((T, D), (E, 2 * hidden, D), (E, D, hidden), (T, K))
+            ]
+            experts, grad = torch.rand(T, E).topk(K).indices, torch.randn(T, D).bfloat16()
+            x, gate_up, down, weights = leaves
+
+            def step(
+                run: Callable[..., Tensor], x=x, gate_up=gate_up, down=down, experts=experts, weights=weights, grad=grad
+            ) -> None:
+                with torch.inference_mode(False), torch.enable_grad():
+                    torch.autograd.grad(run(x, gate_up, down, experts, weights), (x, gate_up, down, weights), grad)
+
+            times = paired({"torch": ([grouped_products], step), "ours": ([ops.grouped_swiglu], step)}, rounds)
+        row = {"tokens": T, "shape": [E, D, hidden], "choices": K}
+        found.append(row | speed(times, "ours", "torch", 0, 18 * T * K * D * hidden))
+    return found
+
+
+def grouped_products(x_TD: Tensor, gate_up: Tensor, down: Tensor, experts_TK: Tensor, weights_TK: Tensor) -> Tensor:
+    """Sort, torch._grouped_mm, SwiGLU, torch._grouped_mm, and a weighted sum in float32."""
+    choice, K = experts_TK.flatten(), experts_TK.shape[1]
+    order = choice.argsort(stable=True)
+    ends = torch.bincount(choice, minlength=len(down)).cumsum(0).to(torch.int32)
+    gate, up = torch._grouped_mm(x_TD[order // K], gate_up.transpose(1, 2), offs=ends).chunk(2, -1)
+    out = torch._grouped_mm(F.silu(gate) * up, down.transpose(1, 2), offs=ends)
+    out = out.float() * weights_TK.flatten()[order, None].float()
+    return torch.zeros(x_TD.shape, dtype=torch.float32).index_add(0, order // K, out).to(x_TD.dtype)
+
+
 SECTIONS: dict[str, Callable[[int], list[Row]]] = {
     "packed_products": packed_products,
     "decode_projections": decode_projections,
     "norms": norms,
+    "mla_decode": mla_decode,
+    "expert_decode": expert_decode,
+    "expert_training": expert_training,
 }
 
 
