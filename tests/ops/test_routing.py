@@ -169,6 +169,9 @@ def test_moving_nothing(backend: str) -> None:
     with ops.use(backend):
         assert ops.permute_tokens(torch.empty(0, 5), none).shape == (0, 5)
         assert ops.combine_tokens(torch.empty(0, 5), none).shape == (0, 5)
+        x_TD = torch.empty(0, 5, requires_grad=True)
+        ops.combine_tokens(ops.permute_tokens(x_TD, none), none).sum().backward()
+        assert x_TD.grad is not None, "tokens that are not there have a gradient of no rows"
         assert ops.permute_tokens(torch.full((3, 5), NAN), nobody).tolist() == [[0.0] * 5] * 6
         assert ops.combine_tokens(torch.full((6, 5), NAN), nobody).tolist() == [[0.0] * 5] * 3
 

@@ -40,7 +40,9 @@ def keep_groups(scores_TE: Tensor, groups_TX: Tensor, n_group: int) -> Tensor:
 def permute_tokens(x_TD: Tensor, choice_R: Tensor, row_TK: Tensor) -> Tensor:
     """See `nautile.ops.permute_tokens`."""
     if not len(x_TD):
-        return x_TD.new_zeros(len(choice_R), x_TD.shape[1])
+        nothing_RD = x_TD.new_zeros(len(choice_R), x_TD.shape[1])
+        # The sum of no rows keeps x in autograd's graph, so that it gets a gradient: zeros.
+        return nothing_RD + x_TD.sum(0) if x_TD.is_floating_point() else nothing_RD
     token_R = choice_R.clamp(min=0).div(row_TK.shape[1], rounding_mode="floor")
     wide_TD = x_TD.to(accumulate_dtype(x_TD)) if x_TD.is_floating_point() else x_TD  # for the sums of the backward
     return torch.where(choice_R[:, None] < 0, wide_TD.new_zeros(()), wide_TD[token_R]).to(x_TD.dtype)
@@ -51,7 +53,9 @@ def combine_tokens(y_RD: Tensor, choice_R: Tensor, row_TK: Tensor, weights_TK: T
     wide = accumulate_dtype(y_RD)
     zero = torch.zeros((), dtype=wide, device=y_RD.device)
     total_TD = zero.expand(len(row_TK), y_RD.shape[1])
-    if len(y_RD):
+    if not len(y_RD):
+        total_TD = total_TD + y_RD.sum(0).to(wide)  # no rows: 0, which keeps y in autograd's graph
+    else:
         for k, row_T in enumerate(row_TK.unbind(1)):
             missing_T = row_T < 0
             # Both factors: what stands in their place may be NaN, and so would be the other's gradient.
