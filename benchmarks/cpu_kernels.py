@@ -152,7 +152,10 @@ def mla_decode(rounds: int) -> list[Row]:
                 q_c, q_rope = q.split((LATENT, ROPE), -1)
                 work: Work = {
                     "torch": (caches, lambda c, q=q: products_over_latents(q, *c)),
-                    "native": (caches, lambda c, q=q_c, r=q_rope, at=at: ops.latent_attention(q, r, *c, at, 0.1)),
+                    "native": (
+                        caches,
+                        lambda c, q=q_c, r=q_rope, at=at: ops.latent_attention(q, r, c[0], c[1], at, 0.1),
+                    ),
                 }
                 times = paired(work, rounds)
                 flop = 2 * H * T * (2 * LATENT + ROPE)

@@ -137,8 +137,11 @@ class _GroupedSwiglu(torch.autograd.Function):
         layout: _Layout = ctx.layout
         x_dtype, gate_up_dtype, down_dtype, weights_dtype = ctx.dtypes
         R, F_ = hidden_R2F.shape[0], down.shape[2]
-        grad_gate_up = torch.zeros(gate_up.shape, dtype=gate_up_dtype)
-        grad_down = torch.zeros(down.shape, dtype=down_dtype)
+        grad_gate_up = torch.empty(gate_up.shape, dtype=gate_up_dtype)
+        grad_down = torch.empty(down.shape, dtype=down_dtype)
+        for e in set(range(down.shape[0])).difference(e for e, _, _ in layout.spans):
+            grad_gate_up[e].zero_()
+            grad_down[e].zero_()
         grad_weight_R = torch.empty(R, dtype=weights_dtype)
         grad_rows_RD = x.new_empty(R, x.shape[1])
         with no_autocast(x):
@@ -149,12 +152,20 @@ class _GroupedSwiglu(torch.autograd.Function):
                 grad_out, silu = grad_TD.index_select(0, token), F.silu(gate)
                 act, grad_act = silu * up, torch.mm(grad_out, down[e])
                 grad_weight_R[a:b] = torch.linalg.vecdot(grad_act, act)
-                grad_down[e] = torch.mm(grad_out.t(), act.mul_(weight))
+                _product_into(grad_down[e], grad_out.t(), act.mul_(weight))
                 grad_hidden = x.new_empty(b - a, 2 * F_)
                 grad_gate, grad_up = grad_hidden.chunk(2, dim=1)
                 torch.mul(grad_act.mul_(weight), silu, out=grad_up)
                 torch.ops.aten.silu_backward.grad_input(grad_act.mul_(up), gate, grad_input=grad_gate)
-                grad_gate_up[e] = torch.mm(grad_hidden.t(), x.index_select(0, token))
+                _product_into(grad_gate_up[e], grad_hidden.t(), x.index_select(0, token))
                 torch.mm(grad_hidden, gate_up[e], out=grad_rows_RD[a:b])
             grad_x = layout.sum_per_token(grad_rows_RD).to(x_dtype)
         return grad_x, grad_gate_up, grad_down, None, layout.to_choices(grad_weight_R), None
+
+
+def _product_into(out: Tensor, a: Tensor, b: Tensor) -> None:
+    """out = a b, written once where the dtypes agree: pages of a gradient that is new are slow enough to touch."""
+    if out.dtype == a.dtype:
+        torch.mm(a, b, out=out)
+    else:
+        out.copy_(torch.mm(a, b))
