@@ -48,6 +48,21 @@ def test_selection_compiles() -> None:
     assert torch.equal(compiled(normal(2, 9, 9)), ops.top_rows(normal(2, 9, 9), seen, 4))
 
 
+@pytest.mark.parametrize("backend", ["cpu", "reference", "triton"])
+def test_nodes_keep_what_their_fakes_promise(backend: str) -> None:
+    """Shapes, dtypes and strides, also of inputs that are transposes: a compiler lays out memory by them."""
+    q, k, weights = (normal(2, *size, seed=1).float().mT.requires_grad_() for size in ((9, 8, 3), (8, 9), (3, 9)))
+    target = [x.float() for x in TARGET[:2]]
+    with ops.use(backend):
+        for node, arguments in (
+            (torch.ops.nautile.index_scores, (q, k, weights)),
+            (torch.ops.nautile.index_scores_backward, (q, k, weights, normal(2, 9, 9).float().mT)),
+            (torch.ops.nautile.indexer_kl, (q, k, weights, *target, 0.4, None, None)),
+            (torch.ops.nautile.top_rows, (normal(2, 9, 9).float().mT, torch.ones(9, 9).bool(), 4)),
+        ):
+            torch.library.opcheck(node, arguments, test_utils=("test_schema", "test_faketensor"))
+
+
 @pytest.mark.parametrize("stage", ["warmup", "sparse"])
 def test_learning_attention_is_one_graph(stage: IndexStage) -> None:
     indexer = Indexer(21, 14, 16, 8, rope_dim=6, topk=4)

@@ -20,7 +20,7 @@ from nautile.ops.precision import accumulate_dtype
 @torch.library.custom_op("nautile::index_scores", mutates_args=())
 def scores_node(q_BSJI: Tensor, k_BTI: Tensor, weights_BSJ: Tensor) -> Tensor:
     """See `nautile.ops.index_scores`."""
-    return implementation("index_scores", q_BSJI)(q_BSJI, k_BTI, weights_BSJ)
+    return implementation("index_scores", q_BSJI)(q_BSJI, k_BTI, weights_BSJ).contiguous()
 
 
 @scores_node.register_fake
@@ -35,7 +35,8 @@ def scores_backward_node(
     """Gradients of the three, in their dtypes."""
     inputs = (q_BSJI, k_BTI, weights_BSJ)
     grads = _module("index_scores", q_BSJI).score_gradients(*inputs, grad_BST)
-    return tuple(grad.to(x.dtype) for grad, x in zip(grads, inputs, strict=True))  # pyrefly: ignore
+    # Contiguous, as the fake says: some backends give a gradient the strides of its input.
+    return tuple(grad.to(x.dtype).contiguous() for grad, x in zip(grads, inputs, strict=True))  # pyrefly: ignore
 
 
 @scores_backward_node.register_fake
@@ -82,7 +83,7 @@ def kl_node(
     parts = _module("indexer_kl", index_q_BSJI).parts()
     rest = (q_BSHQ, k_BSHQ, scale, selected_BSS, document_ids_BS)
     loss, grads = kl_and_gradients(*inputs, *rest, parts, wanted=True)
-    return loss, *(grad.to(x.dtype) for grad, x in zip(grads, inputs, strict=True))  # pyrefly: ignore
+    return loss, *(grad.to(x.dtype).contiguous() for grad, x in zip(grads, inputs, strict=True))  # pyrefly: ignore
 
 
 @kl_node.register_fake
