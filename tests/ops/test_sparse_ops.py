@@ -233,6 +233,12 @@ def test_a_tie_is_broken_the_same_way_however_many_rows_follow(backend: str) -> 
     assert as_sets(short) == as_sets(long)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_of_no_rows_none_is_chosen(backend: str) -> None:
+    with ops.use(backend):
+        assert ops.top_rows(torch.ones(2, 3, 0), torch.ones(2, 3, 0, dtype=torch.bool), 4).shape == (2, 3, 0)
+
+
 def test_scores_never_exist_for_all_heads_at_once() -> None:
     """S·J·T products would be 128 MiB here; what is allocated beside inputs and outputs stays at one block."""
     q, k, weights = torch.randn(1, 64, 16, 8), torch.randn(1, 32768, 8), torch.randn(1, 64, 16)
@@ -248,6 +254,7 @@ WRONG = [
     (lambda: ops.index_scores(*(x.long() for x in scores_case(1, 2, 3, 4, 5))), "floating"),
     (lambda: ops.top_rows(torch.ones(1, 2, 3), torch.ones(1, 2, 3, dtype=torch.bool), 0), "k must"),
     (lambda: ops.top_rows(torch.ones(1, 2, 3), torch.ones(1, 2, 3), 1), "boolean"),
+    (lambda: ops.top_rows(torch.ones(1, 2, 3), torch.ones(1, 2, 4, dtype=torch.bool), 1), "fit scores"),
     (lambda: ops.top_rows(torch.ones(2, 3), torch.ones(2, 3, dtype=torch.bool), 1), "scores"),
     (lambda: sparse(c=torch.ones(1, 5, 3)), "q and c"),
     (lambda: sparse(k_rope=torch.ones(1, 5, 3)), "q_rope and k_rope"),

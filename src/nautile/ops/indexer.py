@@ -62,7 +62,8 @@ def top_rows(scores_BST: Tensor, seen_BST: Tensor, k: int) -> Tensor:
         raise ValueError(
             f"top_rows: scores must be floating [B, S, T], got {scores_BST.dtype} {list(scores_BST.shape)}"
         )
-    if seen_BST.dtype != torch.bool or torch.broadcast_shapes(seen_BST.shape, scores_BST.shape) != scores_BST.shape:
+    pairs = zip(reversed(seen_BST.shape), reversed(scores_BST.shape), strict=False)
+    if seen_BST.dtype != torch.bool or seen_BST.dim() > 3 or any(seen not in (1, size) for seen, size in pairs):
         raise ValueError(
             f"top_rows: seen must be boolean and fit scores {list(scores_BST.shape)}, "
             f"got {seen_BST.dtype} {list(seen_BST.shape)}"

@@ -91,6 +91,8 @@ def _dots(q_SJI: Tensor, k_TI: Tensor) -> Tensor:
 def top_rows(scores_BST: Tensor, seen_BST: Tensor, k: int) -> Tensor:
     """See `nautile.ops.top_rows`. A partial selection, then the few queries whose cut runs through equal scores."""
     scores_BST = scores_BST.masked_fill(~seen_BST, float("-inf"))
+    if scores_BST.shape[-1] == 0:
+        return scores_BST.long()
     best = scores_BST.topk(min(k, scores_BST.shape[-1]), dim=-1, sorted=False)
     worst_BS1 = best.values.amin(-1, keepdim=True)
     reach_BS = (scores_BST >= worst_BS1).sum(-1)
