@@ -115,6 +115,16 @@ def test_windows_beyond_the_keys_and_keys_of_nobody(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("start", "end"), [(2**31 - 1, 0), (2**31 - 9, 2**31 - 1), (-(2**31), -(2**31) + 4)])
+def test_windows_at_the_ends_of_int32_hold_nothing(backend: str, start: int, end: int) -> None:
+    case = window_case(1, 3, 8, 30, torch.float32)
+    case["start_S"], case["end_S"] = (torch.tensor([x], dtype=torch.int32) for x in (start, end))
+    with ops.use(backend):
+        for width in (None, 14):
+            assert (ops.mqa_logits(**case, width=width) == float("-inf")).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_without_scale_in_bfloat16_out_and_non_contiguous(backend: str) -> None:
     case = window_case(6, 3, 32, 40, FP8) | {"k_scale_T": None}
     case["q_SJI"] = case["q_SJI"].transpose(0, 1).contiguous().transpose(0, 1)

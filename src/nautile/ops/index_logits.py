@@ -75,8 +75,10 @@ def mqa_logits(
     same_device("mqa_logits", q=q_SJI, k=k_TI, weights=weights_SJ, start=start_S, end=end_S, k_scale=k_scale_T)
     if width is not None and width < 1:
         raise ValueError(f"mqa_logits: width must be 1 or more, got {width}")
-    if width is not None and S and looks_at_values(end_S) and int((end_S - start_S).max()) > width:
-        raise ValueError(f"mqa_logits: a window of {int((end_S - start_S).max())} keys exceeds width {width}")
+    if width is not None and S and looks_at_values(end_S):
+        longest = int((end_S.long() - start_S.long()).max())
+        if longest > width:
+            raise ValueError(f"mqa_logits: a window of {longest} keys exceeds width {width}")
     out_SW = new_logits(S, T if width is None else width, dtype, q_SJI.device, spare=SPLIT if width is None else 0)
     run = implementation("mqa_logits", q_SJI)
     run(q_SJI, k_TI, weights_SJ, start_S, end_S, k_scale_T, out_SW, clean=clean, compressed=width is not None)

@@ -87,6 +87,7 @@ def mqa_logits_kernel(
     s = tl.program_id(0) * BLOCK_S
     row_S = s + tl.arange(0, BLOCK_S)
     first_S = tl.load(start + row_S, mask=row_S < S, other=T)
+    first_S = tl.minimum(tl.maximum(first_S, -W), T)  # what is added to or taken from it below must not overflow
     last_S = tl.minimum(tl.load(end + row_S, mask=row_S < S, other=0), T)
     out_S = out + row_S.to(tl.int64) * stride_out
     rows_TS = (row_S < S)[None, :]
