@@ -57,9 +57,8 @@ def fp8_fp4_gemm_nt(
         _ = d.zero_() if c is None else d.copy_(c)
         return
     if grain_b[0] == 1:
-        need(
-            c is not None and d.dtype == FP32, name, f"a recipe of one row adds to a float32 c, got d {d.dtype}, c {c}"
-        )
+        got = f"d {d.dtype} and c {None if c is None else c.dtype}"
+        need(c is not None and d.dtype == FP32, name, f"a recipe of one row adds to a float32 c, got {got}")
     else:
         need(d.dtype == BF16, name, f"d must be bfloat16 with a recipe of {grain_b[0]} rows, got {d.dtype}")
         if c is not None:
