@@ -63,16 +63,6 @@ struct Halves {
 };
 #endif
 
-INLINE float sum_of(Lanes x) {
-#if LANES == 16
-    return _mm512_reduce_add_ps((__m512)x);
-#else
-    float part[LANES];
-    store(part, x);
-    return ((part[0] + part[4]) + (part[2] + part[6])) + ((part[1] + part[5]) + (part[3] + part[7]));
-#endif
-}
-
 // out[r * N + t] = row r . token t over n numbers
 template <class M, int R, int N, class T>
 INLINE void dots(const T* w, int64_t row, const T* const* x, int64_t n, float* out) {

@@ -3,7 +3,8 @@
 // X query rows (heads times queries) are multiplied with a tile of rows, an online softmax turns scores into weights, and
 // the weights are multiplied with the latent part of the same tile, which the first-level cache still holds. Lanes are
 // queries while scores are made (one unit of a row is broadcast to all of them) and columns while latents are summed, so
-// neither product needs a sum across lanes. Tiles of all sequences lie in one line that is cut into equal pieces, one per
+// neither product needs a sum across lanes. Scores of a few queries, which would leave lanes idle, are summed across
+// lanes instead: then reading memory is what takes the time. Tiles of all sequences lie in one line that is cut into equal pieces, one per
 // thread; a sequence that was cut is merged by its log-sum-exp.
 //
 // A unit is a pair of bfloat16, or one float; a chunk is 16 units. Rows are read where they lie if they consist of whole
@@ -33,6 +34,9 @@ struct Pairs {
         std::memcpy(&pair, unit, 4);
         return (Lanes)_mm512_dpbf16_ps((__m512)sum, (__m512bh)q, (__m512bh)_mm512_set1_epi32(pair));
     }
+    static INLINE Lanes mul_units(Lanes sum, __m512i a, __m512i b) {
+        return (Lanes)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+    }
     static INLINE __m512i units(const void* from) { return _mm512_loadu_si512(from); }
     // Two rows interleaved: within each quarter, columns 0-3 go to the first vector and 4-7 to the second.
     static INLINE void columns(const char* const* rows, int64_t at, __m512i (&v)[2]) {
@@ -52,6 +56,7 @@ struct Singles {
         std::memcpy(&x, unit, 4);
         return sum + q * x;
     }
+    static INLINE Lanes mul_units(Lanes sum, Lanes a, Lanes b) { return sum + a * b; }
     static INLINE Lanes units(const void* from) { return load(from); }
     static INLINE void columns(const char* const* rows, int64_t at, Lanes (&v)[VECTORS]) {
         for (int i = 0; i < VECTORS; i++) v[i] = load(rows[0] + at + i * sizeof(Lanes));
@@ -61,7 +66,9 @@ struct Singles {
 
 // Rows of scores that are made at once, by how many vectors of queries; sums of HEADS queries that are held at once.
 constexpr int ROWS_ONE = 12, ROWS_TWO = LANES == 16 ? 12 : 6, HEADS = LANES == 16 ? 8 : 4;
-constexpr int TILE = 48;  // rows; a multiple of ROWS_ONE and ROWS_TWO
+constexpr int TILE = 48;  // rows; a multiple of ROWS_ONE, ROWS_TWO and ROWS_FEW
+// Queries up to which products are summed across lanes, and the rows and queries of one step of that.
+constexpr int FEW = 8, ROWS_FEW = LANES == 16 ? 4 : 2;
 
 // The fields of `Problem` in ops/cpu/mla_decode.py, in its order.
 struct Problem {
@@ -101,6 +108,27 @@ INLINE void scores_of(const char* q, const char* const* c, const char* const* ro
     UNROLL for (int i = 0; i < N; i++) UNROLL for (int v = 0; v < V; v++) store(s + i * width + v * LANES, sum[i][v]);
 }
 
+// s[row, query] = row . query for N queries that lie one after the other, `stride` bytes apart
+template <class M, int N>
+INLINE void scores_of_few(const char* q, int64_t stride, const char* const* c, const char* const* rope,
+                          int64_t c_chunks, int64_t r_chunks, float* s, int64_t width) {
+    Lanes sum[ROWS_FEW][N] = {};
+    for (int part = 0; part < 2; part++) {
+        const char* r[ROWS_FEW];
+        UNROLL for (int i = 0; i < ROWS_FEW; i++) r[i] = (part ? rope : c)[i];
+        const char* from = q + (part ? c_chunks * 64 : 0);
+        for (int64_t at = 0; at < (part ? r_chunks : c_chunks) * 64; at += sizeof(Lanes)) {
+            decltype(M::units(q)) x[N];
+            UNROLL for (int j = 0; j < N; j++) x[j] = M::units(from + j * stride + at);
+            UNROLL for (int i = 0; i < ROWS_FEW; i++) {
+                auto row = M::units(r[i] + at);
+                UNROLL for (int j = 0; j < N; j++) sum[i][j] = M::mul_units(sum[i][j], x[j], row);
+            }
+        }
+    }
+    UNROLL for (int i = 0; i < ROWS_FEW; i++) UNROLL for (int j = 0; j < N; j++) s[i * width + j] = sum_of(sum[i][j]);
+}
+
 // sums[h, column] = sums * keep[h] + sum over rows of p[row, h] * c[row, column], for N queries and one chunk
 template <class M, int N>
 INLINE void add_rows(const char* const* rows, int64_t at, const char* p, int64_t width, int64_t steps, const float* keep,
@@ -118,6 +146,13 @@ INLINE void add_rows(const char* const* rows, int64_t at, const char* p, int64_t
         store(sums + i * columns + v * LANES, sum[i][v]);
 }
 
+// take(N, x) for as many of N = MOST at x = 0, MOST, ..., and then of halves of it, as fill [x, n)
+template <int MOST, class Take> INLINE void in_parts(int64_t n, Take take, int64_t x = 0) {
+    for (; x + MOST <= n; x += MOST) take(std::integral_constant<int, MOST>(), x);
+    if constexpr (MOST > 1)
+        if (x < n) in_parts<MOST / 2>(n, take, x);
+}
+
 template <class Cell, class T> INLINE void copy_row(const T* from, int64_t n, int64_t filled, char* to) {
     Cell* cell = reinterpret_cast<Cell*>(to);
     for (int64_t i = 0; i < n; i++)
@@ -131,7 +166,7 @@ template <class Cell, class T> INLINE void copy_row(const T* from, int64_t n, in
 template <class M, class T> struct Worker {
     const Problem& p;
     int64_t X, width, c_chunks, chunks, columns, units;
-    bool in_place;
+    bool in_place, few;
     // Of one sequence in work:
     std::unique_ptr<char[]> memory;
     char *q, *panel, *weights;
@@ -147,6 +182,7 @@ template <class M, class T> struct Worker {
         chunks = c_chunks + (p.R + E - 1) / E;
         columns = c_chunks * E;
         units = chunks * 16;
+        few = X <= FEW;
         in_place = sizeof(T) == sizeof(typename M::Cell) && p.C % E == 0 && p.R % E == 0;
         int64_t sizes[] = {width * units * 4, TILE * chunks * 64, TILE * width * 4, TILE * width * 4, width * 4, width * 8};
         int64_t total = 64;
@@ -156,10 +192,12 @@ template <class M, class T> struct Worker {
         void* parts[6];
         for (int i = 0; i < 6; i++) parts[i] = at, at += (sizes[i] + 63) / 64 * 64;
         q = (char*)parts[0], panel = (char*)parts[1], weights = (char*)parts[2];
+        std::memset(parts[3], 0, sizes[3]);  // lanes without a query stay so
         scores = (float*)parts[3], keep = (float*)parts[4], limit = (int64_t*)parts[5];
     }
 
-    // Queries of sequence b as [vector][unit][lane], zero where there is none, and how many rows each reads.
+    // Queries of sequence b as [vector][unit][lane], zero where there is none, or few of them one after the other; and
+    // how many rows each reads.
     void take_queries(int64_t b) {
         std::memset(q, 0, width * units * 4);
         for (int64_t x = 0; x < width; x++) limit[x] = std::numeric_limits<int64_t>::max();
@@ -169,7 +207,8 @@ template <class M, class T> struct Worker {
             // Vectors are multiplied two at a time, the last of an odd number alone.
             const int64_t side = std::min<int64_t>(2, width / LANES - v / 2 * 2);
             char* lane = q + v / 2 * 2 * units * sizeof(Lanes) + v % 2 * sizeof(Lanes) + x % LANES * 4;
-            const int64_t step = side * sizeof(Lanes);
+            if (few) lane = q + x * units * 4;
+            const int64_t step = few ? 4 : side * sizeof(Lanes);
             auto put = [&](const T* from, int64_t n, char* to) {
                 for (int64_t u = 0; u < n / M::PER; u++, to += step)
                     if constexpr (sizeof(T) * M::PER == 4)
@@ -258,7 +297,14 @@ template <class M, class T> struct Worker {
             const int64_t n = std::min<int64_t>(TILE, end - t);
             const int64_t ahead = t + n, coming = std::min<int64_t>(TILE, end - ahead);
             take_rows(b, t, n);
-            int64_t v = 0;
+            for (int64_t i = 0; few && i < n; i += ROWS_FEW) {
+                auto some = [&](auto count, int64_t x) {
+                    scores_of_few<M, decltype(count)::value>(q + x * units * 4, units * 4, c + i, rope + i, c_chunks,
+                                                             chunks - c_chunks, scores + i * width + x, width);
+                };
+                in_parts<4>(X, some);
+            }
+            int64_t v = few ? vectors : 0;
             for (; v + 2 <= vectors; v += 2)
                 for (int64_t i = 0; i < n; i += ROWS_TWO)
                     scores_of<M, 2, ROWS_TWO>(q + v * q_vector, c + i, rope + i, c_chunks, chunks - c_chunks,
@@ -272,11 +318,10 @@ template <class M, class T> struct Worker {
             for (int64_t chunk = 0; chunk < c_chunks; chunk++) {
                 if (coming > 0) fetch(b, ahead, coming, chunk, c_chunks);
                 float* out = sums + chunk * 16 * M::PER;
-                int64_t x = 0;
-                for (; x + HEADS <= X; x += HEADS)
-                    add_rows<M, HEADS>(c, chunk * 64, weights + x * 4, width, steps, keep + x, out + x * columns, columns);
-                for (; x < X; x++)
-                    add_rows<M, 1>(c, chunk * 64, weights + x * 4, width, steps, keep + x, out + x * columns, columns);
+                in_parts<HEADS>(X, [&](auto count, int64_t x) {
+                    add_rows<M, decltype(count)::value>(c, chunk * 64, weights + x * 4, width, steps, keep + x,
+                                                        out + x * columns, columns);
+                });
             }
         }
     }

@@ -33,6 +33,16 @@ INLINE Ints all_ints(int32_t x) { return x - Ints{}; }
 INLINE Ints bits(Lanes x) { return (Ints)x; }
 INLINE Lanes pick(Ints mask, Lanes yes, Lanes no) { return (Lanes)((mask & (Ints)yes) | (~mask & (Ints)no)); }
 
+INLINE float sum_of(Lanes x) {
+#if LANES == 16
+    return _mm512_reduce_add_ps((__m512)x);
+#else
+    float part[LANES];
+    store(part, x);
+    return ((part[0] + part[4]) + (part[2] + part[6])) + ((part[1] + part[5]) + (part[3] + part[7]));
+#endif
+}
+
 INLINE float widen(bf16 x) {
     uint32_t wide = uint32_t(x) << 16;
     float value;
