@@ -133,6 +133,7 @@ def test_metrics_tell_stage_and_loss(staged_run) -> None:
     index = [line["index_loss"] for line in lines]
     assert index[:4] == [0.0] * 4 and index[7] < index[4]
     assert lines[4]["grad_norm"] == 0.0 < lines[8]["grad_norm"]
+    assert lines[0]["index_grad_norm"] == 0.0 < min(line["index_grad_norm"] for line in lines[4:])
 
 
 @pytest.mark.parametrize("at", [4, 6, 8])

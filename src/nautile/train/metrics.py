@@ -45,13 +45,26 @@ def load_imbalance(counts_E: Tensor) -> float:
     return (counts_E.max() / counts_E.double().mean()).item()
 
 
-def measurements(losses: Losses, grad_norm: Tensor, settings: StepSettings, speed: dict[str, float]) -> dict[str, Any]:
-    """What metrics.jsonl says about a step. `losses` are those of its whole batch."""
+def measurements(
+    losses: Losses,
+    grad_norm: Tensor,
+    index_grad_norm: Tensor | None,
+    settings: StepSettings,
+    speed: dict[str, float],
+) -> dict[str, Any]:
+    """What metrics.jsonl says about a step. `losses` are those of its whole batch; norms are those before clipping."""
+    index = {}
+    if settings.index_stage is not None and index_grad_norm is not None:
+        index = {
+            "index_loss": losses.index.item(),
+            "index_grad_norm": index_grad_norm.item(),
+            "index_stage": settings.index_stage,
+        }
     return {
         "loss": losses.main.item(),
         "mtp_loss": losses.mtp.tolist(),
         "balance_loss": losses.balance.item(),
-        **({"index_loss": losses.index.item(), "index_stage": settings.index_stage} if settings.index_stage else {}),
+        **index,
         "grad_norm": grad_norm.item(),
         "lr": settings.lr,
         "mtp_weight": settings.mtp_weight,

@@ -71,8 +71,9 @@ def _pretrain(
             train_only_indexers_(state.model, settings.index_stage == "warmup")
             losses = accumulate_gradients(recipe, state, session.device, settings)
             grad_norm, index_norm = clip_gradients_(state.model, recipe.optim.clip_norm)
-            for norm in (grad_norm, index_norm):
-                _require_finite(state.step + 1, losses, norm, run)
+            _require_finite(state.step + 1, losses.main, grad_norm, run)
+            if index_norm is not None:
+                _require_finite(state.step + 1, losses.index, index_norm, run, " in the indexers")
 
             set_learning_rate(state.optimizer, settings.lr)
             state.optimizer.step()
@@ -83,7 +84,7 @@ def _pretrain(
                     balance.update_bias_(router.e_score_correction_bias, counts_E, settings.bias_speed)
 
             session.count_step(time.perf_counter() - started)
-            bar.advance(1, _after_step(session, losses, grad_norm, settings, sample))
+            bar.advance(1, _after_step(session, losses, (grad_norm, index_norm), settings, sample))
 
         session.save()
     stopped_by = stop.name or ("stop_after" if state.step < steps else None)
@@ -115,7 +116,11 @@ def accumulate_gradients(
 
 
 def _after_step(
-    session: Session, losses: Losses, grad_norm: Tensor, settings: StepSettings, sample: Sampler | None
+    session: Session,
+    losses: Losses,
+    grad_norms: tuple[Tensor, Tensor | None],
+    settings: StepSettings,
+    sample: Sampler | None,
 ) -> str:
     """Whatever is due after this step: a line of metrics, validation, samples, a checkpoint. Returns the line."""
     cadence, step = session.recipe.train, session.state.step
@@ -123,7 +128,7 @@ def _after_step(
     text = ""
     line: dict[str, Any] = {"step": step}
     if step % cadence.log_every == 0 or step == 1 or ended:
-        line |= metrics.measurements(losses, grad_norm, settings, session.speed.read())
+        line |= metrics.measurements(losses, *grad_norms, settings, session.speed.read())
         text = metrics.log_line(line)
     if step % cadence.validate_every == 0 and not ended:
         line["val_bits_per_byte"] = validate(session, cadence.validation_tokens)
@@ -136,10 +141,10 @@ def _after_step(
     return text
 
 
-def _require_finite(step: int, losses: Losses, grad_norm: Tensor | None, run: RunFolder) -> None:
-    if grad_norm is not None and not math.isfinite(grad_norm.item()):
+def _require_finite(step: int, loss: Tensor, grad_norm: Tensor, run: RunFolder, whose: str = "") -> None:
+    if not math.isfinite(grad_norm.item()):
         raise NautileError(
-            f"step {step}: the gradient's norm is {grad_norm.item()}, the loss {losses.main.item()}",
+            f"step {step}: the gradient's norm{whose} is {grad_norm.item()}, the loss {loss.item()}",
             "an update with it would destroy the weights, so training stops before it",
             f"start again with a lower --optim.lr or more --schedule.warmup-steps; {run.path} keeps its checkpoints",
         )
