@@ -69,6 +69,7 @@ constexpr int ROWS_ONE = 12, ROWS_TWO = LANES == 16 ? 12 : 6, HEADS = LANES == 1
 constexpr int TILE = 48;  // rows; a multiple of ROWS_ONE, ROWS_TWO and ROWS_FEW
 // Queries up to which products are summed across lanes, and the rows and queries of one step of that.
 constexpr int FEW = 8, ROWS_FEW = LANES == 16 ? 4 : 2;
+constexpr int TILE_FEW = 24;  // so few rows that those of the next tile fit into the first-level cache beside them
 
 // The fields of `Problem` in ops/cpu/mla_decode.py, in its order.
 struct Problem {
@@ -165,7 +166,7 @@ template <class Cell, class T> INLINE void copy_row(const T* from, int64_t n, in
 
 template <class M, class T> struct Worker {
     const Problem& p;
-    int64_t X, width, c_chunks, chunks, columns, units;
+    int64_t X, width, c_chunks, chunks, columns, units, tile;
     bool in_place, few;
     // Of one sequence in work:
     std::unique_ptr<char[]> memory;
@@ -183,6 +184,7 @@ template <class M, class T> struct Worker {
         columns = c_chunks * E;
         units = chunks * 16;
         few = X <= FEW;
+        tile = few ? TILE_FEW : TILE;
         in_place = sizeof(T) == sizeof(typename M::Cell) && p.C % E == 0 && p.R % E == 0;
         int64_t sizes[] = {width * units * 4, TILE * chunks * 64, TILE * width * 4, TILE * width * 4, width * 4, width * 8};
         int64_t total = 64;
@@ -228,7 +230,7 @@ template <class M, class T> struct Worker {
     // Where the rows lie; places after the n-th repeat it and will weigh nothing.
     void take_rows(int64_t b, int64_t first, int64_t n) {
         constexpr int64_t E = 16 * M::PER;
-        for (int64_t i = 0; i < TILE; i++) {
+        for (int64_t i = 0; i < tile; i++) {
             int64_t t = first + std::min(i, n - 1), block = block_of(b, t), row = t % p.page;
             const T* from_c = (const T*)p.c + block * p.c_block + row * p.c_row;
             const T* from_r = (const T*)p.rope + block * p.r_block + row * p.r_row;
@@ -293,9 +295,9 @@ template <class M, class T> struct Worker {
         std::fill(total, total + width, 0.0f);
         std::fill(sums, sums + X * columns, 0.0f);
         const int64_t vectors = width / LANES, q_vector = units * sizeof(Lanes);
-        for (int64_t t = first; t < end; t += TILE) {
-            const int64_t n = std::min<int64_t>(TILE, end - t);
-            const int64_t ahead = t + n, coming = std::min<int64_t>(TILE, end - ahead);
+        for (int64_t t = first; t < end; t += tile) {
+            const int64_t n = std::min(tile, end - t);
+            const int64_t ahead = t + n, coming = std::min(tile, end - ahead);
             take_rows(b, t, n);
             for (int64_t i = 0; few && i < n; i += ROWS_FEW) {
                 auto some = [&](auto count, int64_t x) {
@@ -350,13 +352,14 @@ template <class M, class T> struct Worker {
 
 template <class M, class T> void decode(const Problem& p) {
     // starts[b]: tiles before sequence b.
+    const Worker<M, T> sizes(p);
+    const int64_t tile = sizes.tile;
     std::vector<int64_t> rows(p.B), starts(p.B + 1, 0);
     for (int64_t b = 0; b < p.B; b++) {
         for (int64_t s = 0; s < p.S; s++) rows[b] = std::max(rows[b], p.last[b * p.S + s] + 1);
-        starts[b + 1] = starts[b] + std::max<int64_t>(1, (rows[b] + TILE - 1) / TILE);
+        starts[b + 1] = starts[b] + std::max<int64_t>(1, (rows[b] + tile - 1) / tile);
     }
     const int64_t threads = std::max<int64_t>(1, std::min(p.threads, starts[p.B]));
-    const Worker<M, T> sizes(p);
     const int64_t one = sizes.X * sizes.columns + 2 * sizes.width;
     const std::unique_ptr<float[]> partial(new float[threads * 2 * one]);  // not zeroed
     auto tile_of = [&](int64_t thread) { return starts[p.B] * thread / threads; };
@@ -374,7 +377,7 @@ template <class M, class T> void decode(const Problem& p) {
             if (from >= to) continue;
             float* sums = slot(me, b);
             float *top = sums + sizes.X * sizes.columns, *total = top + sizes.width;
-            worker.run(b, (from - starts[b]) * TILE, std::min((to - starts[b]) * TILE, rows[b]), sums, top, total);
+            worker.run(b, (from - starts[b]) * tile, std::min((to - starts[b]) * tile, rows[b]), sums, top, total);
             if (from == starts[b] && to == starts[b + 1])
                 for (int64_t x = 0; x < sizes.X; x++) worker.finish(b, x, 1, &sums, &top, &total);
         }
