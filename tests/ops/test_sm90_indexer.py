@@ -4,10 +4,14 @@ import pytest
 
 pytest.importorskip("triton")
 
-from sm90 import Kernel, compile_for_sm90
+from sm90 import SHARED_LIMIT, Kernel, compile_for_sm90
+
+from nautile.ops.triton.index_tiles import scoring
+from nautile.ops.triton.indexer_loss import block_for
 
 LOGITS = "nautile.ops.triton.index_logits"
 INDEXER = "nautile.ops.triton.indexer"
+FLOAT32, LAUNCH = scoring(64, 128, 4)
 TILE = {"BLOCK_T": 64, "BLOCK_J": 64, "BLOCK_I": 128}
 
 
@@ -16,6 +20,13 @@ def numbers(*names: str) -> dict[str, str]:
 
 
 KERNELS = {
+    "scores_of_float32": Kernel(
+        INDEXER,
+        "index_scores_kernel",
+        {"q": "*fp32", "k": "*fp32", "weights": "*fp32", "out": "*fp32"} | numbers("S", "T", "J", "I", "chunk"),
+        {"BLOCK_S": FLOAT32.queries, "BLOCK_T": FLOAT32.keys, "BLOCK_J": FLOAT32.heads, "BLOCK_I": FLOAT32.width},
+        **LAUNCH,
+    ),
     "mqa_logits": Kernel(
         LOGITS,
         "mqa_logits_kernel",
@@ -68,9 +79,16 @@ KERNELS = {
         num_stages=2,
     ),
 }
-WITHOUT_PRODUCTS = ("top_rows_kernel",)
+WITHOUT_WGMMA = ("top_rows_kernel", "index_scores_kernel")
 
 
 def test_kernels_compile_for_sm90() -> None:
     for report in compile_for_sm90(list(KERNELS.values())):
-        report.check(wgmma=report.name not in WITHOUT_PRODUCTS)
+        report.check(wgmma=report.name not in WITHOUT_WGMMA)
+
+
+@pytest.mark.parametrize("element_size", [2, 4])
+def test_blocks_of_the_target_fit_at_every_width_of_a_head(element_size: int) -> None:
+    for width in (16, 64, 128, 192, 256, 384, 512):
+        assert 4 * block_for(width, element_size) * width * element_size <= SHARED_LIMIT
+    assert (block_for(192, 2), block_for(256, 2), block_for(192, 4)) == (128, 64, 32)

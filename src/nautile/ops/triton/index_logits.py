@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nautile.ops.index_cache import index_planes
 from nautile.ops.triton import support
-from nautile.ops.triton.index_tiles import load_keys, load_queries, load_weights, tile_for, weighted
+from nautile.ops.triton.index_tiles import load_keys, load_queries, load_weights, scoring, weighted
 
 CHUNK = 2048
 """Keys of one program of the windowed form."""
@@ -40,13 +40,13 @@ def mqa_logits(
     T, W = k_TI.shape[0], out_SW.shape[1]
     if S == 0 or W == 0:
         return
-    tile = tile_for(J, width)
+    tile, launch = scoring(J, width, q_SJI.element_size())
     scale = weights_SJ if k_scale_T is None else k_scale_T.contiguous()
     mqa_logits_kernel[(triton.cdiv(S, tile.queries), triton.cdiv(max(T, W), CHUNK))](
         q_SJI.contiguous(), k_TI.contiguous(), weights_SJ.contiguous(), scale, start_S.contiguous(), end_S.contiguous(),
         out_SW, S, T, J, width, W, out_SW.stride(0), CHUNK,
         HAS_SCALE=k_scale_T is not None, CLEAN=clean, COMPRESSED=compressed,
-        BLOCK_S=tile.queries, BLOCK_T=tile.keys, BLOCK_J=tile.heads, BLOCK_I=tile.width, num_warps=4, num_stages=3,
+        BLOCK_S=tile.queries, BLOCK_T=tile.keys, BLOCK_J=tile.heads, BLOCK_I=tile.width, **launch,
     )  # fmt: skip
 
 
@@ -65,14 +65,13 @@ def paged_mqa_logits(
     if B * N == 0:
         return
     keys_PYI, scales_PY = index_planes(cache_PYZ, width)
-    tile = tile_for(J, width)
+    tile, launch = scoring(J, width, q_BNJI.element_size())
     grid = (triton.cdiv(N, tile.queries), triton.cdiv(out_XW.shape[1], PAGED_CHUNK), B)
     paged_mqa_logits_kernel[grid](
         q_BNJI.contiguous(), keys_PYI, scales_PY, weights_XJ.contiguous(), lengths_BN.contiguous(), pages_BM,
         out_XW, N, J, width, cache_PYZ.shape[1], out_XW.shape[1],
         keys_PYI.stride(0), scales_PY.stride(0), pages_BM.stride(0), pages_BM.stride(1), out_XW.stride(0), PAGED_CHUNK,
-        CLEAN=clean, BLOCK_N=tile.queries, BLOCK_T=tile.keys, BLOCK_J=tile.heads, BLOCK_I=tile.width,
-        num_warps=4, num_stages=3,
+        CLEAN=clean, BLOCK_N=tile.queries, BLOCK_T=tile.keys, BLOCK_J=tile.heads, BLOCK_I=tile.width, **launch,
     )  # fmt: skip
 
 

@@ -29,6 +29,17 @@ def tile_for(J: int, I: int, columns: int = 128, keys: int = 64) -> Tile:  # noq
     return Tile(max(1, columns // heads), keys, heads, max(32, next_power_of_two(I)))
 
 
+def scoring(J: int, I: int, element_size: int) -> tuple[Tile, dict[str, int]]:  # noqa: E741
+    """Tile of a kernel that scores keys and nothing else, and how it is launched.
+
+    Tensor cores do not take float32 as it is: its products are made one by one from registers, which a tile of the
+    usual size overflows.
+    """
+    if element_size > 2:
+        return tile_for(J, I, columns=64, keys=32), {"num_warps": 8, "num_stages": 2}
+    return tile_for(J, I), {"num_warps": 4, "num_stages": 3}
+
+
 @triton.jit
 def load_queries(q, s, S, J, I, BLOCK_S: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_I: tl.constexpr):  # noqa: E741
     """[X, BLOCK_I] of a contiguous [S, J, I] from query `s` on; 0 where there is nothing."""

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from nautile.ops.triton.index_tiles import load_keys, load_queries, load_weights, products, tile_for, weighted
+from nautile.ops.triton.index_tiles import load_keys, load_queries, load_weights, products, scoring, tile_for, weighted
 from nautile.ops.triton.support import floats as why_not
 from nautile.ops.triton.support import next_power_of_two
 
@@ -51,10 +51,10 @@ def scores(q_BSJI: Tensor, k_BTI: Tensor, weights_BSJ: Tensor) -> Tensor:
     if out_BST.numel() == 0:
         return out_BST
     q, k, weights = _operands(q_BSJI, k_BTI, weights_BSJ)
-    tile = tile_for(J, width)
+    tile, launch = scoring(J, width, q.element_size())
     index_scores_kernel[(triton.cdiv(S, tile.queries), triton.cdiv(T, CHUNK), B)](
         q, k, weights, out_BST, S, T, J, width, CHUNK,
-        BLOCK_S=tile.queries, BLOCK_T=tile.keys, BLOCK_J=tile.heads, BLOCK_I=tile.width, num_warps=4, num_stages=3,
+        BLOCK_S=tile.queries, BLOCK_T=tile.keys, BLOCK_J=tile.heads, BLOCK_I=tile.width, **launch,
     )  # fmt: skip
     return out_BST
 

@@ -21,6 +21,9 @@ __all__ = ["indexer_kl", "parts", "why_not"]
 PAIRS = 1 << 22
 """Pairs of a query and a position in one block: 16 MiB of each of its matrices, and few pairs above the diagonal."""
 
+SHARED_BYTES = 227 << 10
+"""Shared memory of one block of threads on a Hopper."""
+
 
 def indexer_kl(
     index_q_BSJI: Tensor,
@@ -55,8 +58,9 @@ def attention_target(q_SHQ: Tensor, k_THQ: Tensor, scale: float, hidden_ST: Tens
     if p_ST.numel() == 0 or H == 0:
         return p_ST.zero_()
     first, rest = head_parts(width)
-    block, warps = (128, 8) if q_SHQ.dtype.itemsize == 2 else (32, 4)
-    sizes = {"BLOCK_S": block, "BLOCK_T": block, "FIRST": first, "REST": rest, "num_warps": warps, "num_stages": 2}
+    block = block_for(first + rest, q_SHQ.element_size())
+    sizes = {"BLOCK_S": block, "BLOCK_T": block, "FIRST": first, "REST": rest, "num_stages": 2}
+    sizes["num_warps"] = 8 if block == 128 else 4
     strides = (*q_SHQ.stride()[:2], *k_THQ.stride()[:2])
     lse_kernel[(triton.cdiv(S, block), H)](q_SHQ, k_THQ, hidden, lse_SH, scale, S, T, H, width, *strides, **sizes)
     target_kernel[(triton.cdiv(S, block), triton.cdiv(T, block))](
@@ -69,6 +73,16 @@ def head_parts(width: int) -> tuple[int, int]:
     """The head's width as a tile of its largest power of two and one for the rest (0 for none): 192 = 128 + 64."""
     first = max(16, next_power_of_two(width + 1) // 2)
     return first, max(16, next_power_of_two(width - first)) if width > first else 0
+
+
+def block_for(width: int, element_size: int) -> int:
+    """Queries, and keys, of a block: two stages of both are in shared memory, of which there are 227 KiB.
+
+    Tensor cores do not take float32 as it is: its products are made one by one from registers, which hold fewer.
+    """
+    row = width * element_size
+    fitting = next(block for block in (128, 64, 32, 16) if 4 * block * row <= SHARED_BYTES or block == 16)
+    return min(fitting, 128 if element_size == 2 else 32)
 
 
 @triton.jit
