@@ -24,7 +24,7 @@ def mqa_logits(
     clean: bool,
     compressed: bool,
 ) -> None:
-    """All S × J × T products at once, then the window of each row."""
+    """Scores of all keys for all queries, then the window of each row."""
     T, W = k_TI.shape[0], out_SW.shape[1]
     if clean:
         out_SW.fill_(float("-inf"))
@@ -64,8 +64,12 @@ def paged_mqa_logits(
 
 
 def _weighted(q_BSJI: Tensor, k_BTI: Tensor, weights_BSJ: Tensor) -> Tensor:
-    """Σ_j w_sj · relu(q_sj · k_t) in the dtype of the weights."""
+    """Σ_j w_sj · relu(q_sj · k_t) in the dtype of the weights, a head at a time: this is what runs on a CPU, too."""
     wide = weights_BSJ.dtype
+    B, S, J, _ = q_BSJI.shape
+    k_BIT = k_BTI.to(wide).mT
+    sum_BST = torch.zeros(B, S, k_BTI.shape[1], dtype=wide, device=weights_BSJ.device)
     with no_autocast(weights_BSJ):
-        dots_BSJT = torch.einsum("bsji,bti->bsjt", q_BSJI.to(wide), k_BTI.to(wide)).relu()
-        return torch.einsum("bsj,bsjt->bst", weights_BSJ, dots_BSJT)
+        for j in range(J):
+            sum_BST.addcmul_(weights_BSJ[:, :, j, None], torch.bmm(q_BSJI[:, :, j].to(wide), k_BIT).relu_())
+    return sum_BST
