@@ -343,7 +343,8 @@ def fp8_gemm_nt_skip_head_mid(
     name = "fp8_gemm_nt_skip_head_mid"
     left, gap, right = head_splits
     M, N = a[0].shape[0], b[0].shape[0]
-    need(N % (left + right) == 0, name, f"N = {N} must be a multiple of left + right = {left + right}")
+    fits = left + right > 0 and N % (left + right) == 0
+    need(fits, name, f"N = {N} must be a multiple of left + right = {left + right}")
     heads = N // (left + right)
     result(name, d, (M, heads * (left + gap + right)), (BF16,))
     product = d.new_empty(M, N)
