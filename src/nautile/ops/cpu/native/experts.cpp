@@ -16,9 +16,10 @@
 
 namespace {
 
-constexpr int ROWS = 4;           // rows of a matrix that are multiplied at once with many tokens
+constexpr int ROWS = 4;           // rows of a matrix that are multiplied at once with many tokens, or if short
 constexpr int64_t FEW = 4;        // tokens up to which rows go one by one: memory is read fastest from end to end
-constexpr int64_t PORTION = 32;   // rows that a thread takes at once
+constexpr int64_t SHORT = 1024;   // bytes of a row up to which they do not: ROWS of them are near each other, too
+constexpr int64_t PORTION = 64;   // rows that a thread takes at once
 constexpr int64_t AHEAD = 4096;  // bytes between what is multiplied and what is fetched
 
 // The fields of `Problem` in ops/cpu/expert_decode.py, in its order.
@@ -114,7 +115,8 @@ INLINE void products(const T* w, int64_t row, int64_t rows, const T* const* x, i
         if (tokens - t == 1) some(std::integral_constant<int, 1>(), t);
     };
     int64_t r = 0;
-    for (; tokens > FEW && r + ROWS <= rows; r += ROWS) block(std::integral_constant<int, ROWS>(), r);
+    const bool several = tokens > FEW || n * (int64_t)sizeof(T) <= SHORT;
+    for (; several && r + ROWS <= rows; r += ROWS) block(std::integral_constant<int, ROWS>(), r);
     for (; r < rows; r++) block(std::integral_constant<int, 1>(), r);
 }
 
