@@ -19,6 +19,13 @@ from nautile.ops.dispatch import TABLE
 CPU = torch.device("cpu")
 
 
+@pytest.fixture(autouse=True)
+def same_threads_afterwards():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
 def test_ops_lists_every_op_with_its_backend_and_the_reasons(capsys):
     assert ops_verb.main(["--device", "cpu", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
@@ -76,11 +83,7 @@ def tiny(monkeypatch):
 
 def test_bench_measures_prints_and_writes(tiny, tmp_path, capsys):
     out = tmp_path / "kernels.json"
-    threads = torch.get_num_threads()
-    try:
-        assert bench.main(["kernels", "--device", "cpu", "--seconds", "0.01", "--threads", "1", "--out", str(out)]) == 0
-    finally:
-        torch.set_num_threads(threads)
+    assert bench.main(["kernels", "--device", "cpu", "--seconds", "0.01", "--threads", "1", "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     found = json.loads(out.read_text())
     norm, alone = found["rows"]
