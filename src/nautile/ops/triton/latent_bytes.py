@@ -40,9 +40,9 @@ def store_latents_kernel(
     """Program t: ``s_j = 2^⌈log2 max(max |x| / 448, smallest)⌉`` from the bits, then x / s_j, saturated."""
     token = tl.program_id(0).to(tl.int64)
     row = tl.load(rows + token).to(tl.int64)
-    if (row < 0) | (row >= N.to(tl.int64) * P):
-        return
     page, place = row // P, row % P
+    if (row < 0) | (page >= N):
+        return
     j_J, y_Y, r_R = tl.arange(0, BLOCK_J), tl.arange(0, TILE), tl.arange(0, ROPE)
     f_JY = j_J[:, None] * TILE + y_Y[None, :]
     x = latents + token * stride_token
