@@ -1,5 +1,8 @@
 """Absorbed decode in C++ against the naive formula, with each instruction set that this machine can play."""
 
+import ctypes
+from collections.abc import Iterator
+
 import ops_naive as naive
 import pytest
 import torch
@@ -191,3 +194,29 @@ def test_a_paged_cache_equals_the_reference(
     assert o.dtype == dtype and lse.dtype == torch.float32
     assert_near(o, want_o)
     torch.testing.assert_close(lse, want_lse.float(), atol=1e-5, rtol=1e-5)
+
+
+@pytest.fixture
+def threads_that_are_not_given() -> Iterator[None]:
+    """OpenMP runs parallel regions on one thread, however many they ask for."""
+    openmp, before = ctypes.CDLL(jit._openmp_of_torch()), torch.get_num_threads()
+    levels = openmp.omp_get_max_active_levels()
+    torch.set_num_threads(4)
+    openmp.omp_set_max_active_levels(0)
+    yield
+    openmp.omp_set_max_active_levels(levels)
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads_that_are_not_given")
+def test_fewer_threads_than_asked_for_do_all_the_work() -> None:
+    arguments = make((2, 1, 16, 64, 32, 700), torch.float32)
+    assert_near(mla_decode.decode(*arguments, 0.1)[0], wide(*arguments, 0.1))
+
+
+def test_results_are_on_the_cpu_whatever_the_default_device() -> None:
+    arguments = make((1, 1, 16, 64, 32, 100), torch.float32)
+    with torch.device("meta"):
+        assert mla_decode.takes(*arguments[:4])
+        o, lse = mla_decode.decode(*arguments, 0.1)
+    assert o.is_cpu and lse.is_cpu

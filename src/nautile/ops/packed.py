@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from nautile.ops.checks import same_device
 from nautile.ops.dispatch import implementation
 from nautile.ops.packed_weight import PackedWeight
 
@@ -24,6 +25,5 @@ def packed_linear(x: Tensor, weight: PackedWeight, bias_O: Tensor | None = None)
         )
     if bias_O is not None and bias_O.shape != torch.Size([weight.outputs]):
         raise ValueError(f"packed_linear: bias must be [{weight.outputs}], got {list(bias_O.shape)}")
-    if x.device != weight.device:
-        raise ValueError(f"packed_linear: x is on {x.device}, the weight on {weight.device}")
+    same_device("packed_linear", x=x, weight=weight.data, bias=bias_O)
     return implementation("packed_linear", x)(x, weight, bias_O)

@@ -36,7 +36,7 @@ def takes(x_TD: Tensor, gate_up_E2FD: Tensor, down_EDF: Tensor, experts_TK: Tens
     if x_TD.dtype not in DTYPES or jit.why_no_cxx() is not None or not experts_TK.numel():
         return False
     tensors = (x_TD, gate_up_E2FD, down_EDF)
-    if not all(x.dtype == x_TD.dtype and (x.stride(-1) == 1 or x.shape[-1] <= 1) for x in tensors):
+    if not all(x.is_cpu and x.dtype == x_TD.dtype and (x.stride(-1) == 1 or x.shape[-1] <= 1) for x in tensors):
         return False
     choices = experts_TK.numel()
     return choices <= MOST_PER_EXPERT or choices <= MOST_PER_EXPERT * experts_TK.unique().numel()
@@ -45,7 +45,7 @@ def takes(x_TD: Tensor, gate_up_E2FD: Tensor, down_EDF: Tensor, experts_TK: Tens
 def mixture(x_TD: Tensor, gate_up_E2FD: Tensor, down_EDF: Tensor, experts_TK: Tensor, weights_TK: Tensor) -> Tensor:
     """`nautile.ops.grouped_swiglu` for arguments that `takes` accepts."""
     (T, K), (E, D, F) = experts_TK.shape, down_EDF.shape
-    out_TD = torch.empty(T, D, dtype=x_TD.dtype)
+    out_TD = x_TD.new_empty(T, D)
     experts, weights = experts_TK.contiguous(), weights_TK.float().contiguous()
     problem = Problem(
         *(x.data_ptr() for x in (x_TD, gate_up_E2FD, down_EDF, experts, weights, out_TD)),

@@ -39,7 +39,7 @@ def takes(*tensors: Tensor) -> bool:
     if tensors[0].dtype not in DTYPES or jit.why_no_cxx() is not None:
         return False
     _, S, H, _ = tensors[0].shape
-    same = all(x.dtype == tensors[0].dtype and (x.stride(-1) == 1 or x.shape[-1] <= 1) for x in tensors)
+    same = all(x.is_cpu and x.dtype == tensors[0].dtype and (x.stride(-1) == 1 or x.shape[-1] <= 1) for x in tensors)
     return same and 0 < S * H <= MOST_QUERIES and tensors[0].numel() > 0
 
 
@@ -71,7 +71,7 @@ def decode(
         ValueError: A query reads past its sequence's rows, or the table names a block that is none.
     """
     B, S, H, C = q_BSHC.shape
-    out, lse_BHS = torch.empty(q_BSHC.shape, dtype=q_BSHC.dtype), torch.empty(B, H, S, dtype=torch.float32)
+    out, lse_BHS = q_BSHC.new_empty(q_BSHC.shape), q_BSHC.new_empty(B, H, S, dtype=torch.float32)
     last = last_BS.contiguous()
     table = None if table_BW is None else table_BW.to(torch.int32).contiguous()
     problem = Problem(

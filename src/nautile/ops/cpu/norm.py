@@ -23,7 +23,7 @@ _NAMES = {torch.float32: "f32", torch.bfloat16: "bf16"}
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """See `nautile.ops.rms_norm`."""
     dtype = compute_dtype(x)
-    if x.dtype == dtype and _function(x.dtype, weight.dtype) and not needs_gradient(x, weight):
+    if x.dtype == dtype and weight.is_cpu and _function(x.dtype, weight.dtype) and not needs_gradient(x, weight):
         return _native_rms_norm(x, weight, eps)
     return _RmsNorm.apply(x, weight, eps, dtype)
 

@@ -34,7 +34,7 @@ def packed_linear(x: Tensor, weight: PackedWeight, bias_O: Tensor | None = None)
     x_MD = x.to(compute_dtype(x)).reshape(-1, weight.inputs)
     if x_MD.stride(-1) != 1:
         x_MD = x_MD.contiguous()
-    y = torch.empty(*x.shape[:-1], weight.outputs, dtype=x_MD.dtype)
+    y = x_MD.new_empty(*x.shape[:-1], weight.outputs)
     if not y.numel():
         return y
     bias = None if bias_O is None else bias_O.float().contiguous()

@@ -60,7 +60,7 @@ def packed_experts(
         return reference.packed_experts(x_TD, gate_up, down, experts_TK, weights_TK)
     x = x_TD.to(compute_dtype(x_TD))
     x = x if x.stride(-1) == 1 else x.contiguous()
-    out_TD = torch.empty(x.shape, dtype=x.dtype)
+    out_TD = x.new_empty(x.shape)
     if not experts_TK.numel() or not gate_up.outputs:
         return out_TD.zero_()
     experts, weights = experts_TK.contiguous(), weights_TK.float().contiguous()

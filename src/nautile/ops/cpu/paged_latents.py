@@ -37,9 +37,9 @@ def paged_mla_decode(
         return reference.paged_mla_decode(q_BSHX, cache_NPGX, block_table_BW, lengths_B, v_dim, scale, causal, splits)
     last_BS = (lengths_B.long() - 1)[:, None].expand(B, S)
     if causal:
-        last_BS = last_BS - torch.arange(S - 1, -1, -1)
-    o_BSHV = torch.empty(B, S, H, v_dim, dtype=q_BSHX.dtype)
-    lse_BHS = torch.empty(B, H, S, dtype=torch.float32)
+        last_BS = last_BS - torch.arange(S - 1, -1, -1, device="cpu")
+    o_BSHV = q_BSHX.new_empty(B, S, H, v_dim)
+    lse_BHS = q_BSHX.new_empty(B, H, S, dtype=torch.float32)
     step = max(1, mla_decode.MOST_QUERIES // J)
     for g in range(G):
         c_NPV, rope_NPR = cache_NPGX[:, :, g, :v_dim], cache_NPGX[:, :, g, v_dim:]

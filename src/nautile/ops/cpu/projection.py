@@ -25,7 +25,7 @@ _NATIVE = Path(__file__).parent / "native"
 
 def linear(x: Tensor, weight_OD: Tensor, bias_O: Tensor | None = None) -> Tensor:
     """See `nautile.ops.linear`."""
-    if _few(x, weight_OD) and (bias_O is None or not needs_gradient(bias_O)):
+    if _few(x, weight_OD) and (bias_O is None or (bias_O.is_cpu and not needs_gradient(bias_O))):
         return _native_linear(x, weight_OD, bias_O)
     # In other dtypes than float32, torch's own choice is oneDNN already.
     if x.dtype == torch.float32 and _fast(x, weight_OD) and (bias_O is None or not needs_gradient(bias_O)):
@@ -51,7 +51,7 @@ def _few(x: Tensor, *weights: Tensor) -> bool:
     return (
         x.dtype == torch.bfloat16
         and 0 < x.numel() <= FEW * x.shape[-1]
-        and all(w.dtype == torch.bfloat16 and w.stride(1) == 1 and w.shape[0] > 0 for w in weights)
+        and all(w.is_cpu and w.dtype == torch.bfloat16 and w.stride(1) == 1 and w.shape[0] > 0 for w in weights)
         and not needs_gradient(x, *weights)
         and jit.why_no_cxx() is None
     )

@@ -4,8 +4,8 @@
 // the weights are multiplied with the latent part of the same tile, which the first-level cache still holds. Lanes are
 // queries while scores are made (one unit of a row is broadcast to all of them) and columns while latents are summed, so
 // neither product needs a sum across lanes. Scores of a few queries, which would leave lanes idle, are summed across
-// lanes instead: then reading memory is what takes the time. Tiles of all sequences lie in one line that is cut into equal pieces, one per
-// thread; a sequence that was cut is merged by its log-sum-exp.
+// lanes instead: then reading memory is what takes the time. Tiles of all sequences lie in one line that is cut into
+// equal pieces, one per thread; a sequence that was cut is merged by its log-sum-exp.
 //
 // A unit is a pair of bfloat16, or one float; a chunk is 16 units. Rows are read where they lie if they consist of whole
 // chunks of the dtype that is multiplied, and are else copied, filled up with zeros, into a panel.
@@ -371,15 +371,19 @@ template <class M, class T> void decode(const Problem& p) {
 #pragma omp parallel num_threads(threads)
     {
         Worker<M, T> worker(p);
-        const int64_t me = omp_get_thread_num(), begin = tile_of(me), end = tile_of(me + 1);
-        for (int64_t b = 0; b < p.B; b++) {
-            const int64_t from = std::max(begin, starts[b]), to = std::min(end, starts[b + 1]);
-            if (from >= to) continue;
-            float* sums = slot(me, b);
-            float *top = sums + sizes.X * sizes.columns, *total = top + sizes.width;
-            worker.run(b, (from - starts[b]) * tile, std::min((to - starts[b]) * tile, rows[b]), sums, top, total);
-            if (from == starts[b] && to == starts[b + 1])
-                for (int64_t x = 0; x < sizes.X; x++) worker.finish(b, x, 1, &sums, &top, &total);
+        // A piece is a thread's, but OpenMP may give fewer threads than were asked for.
+        const int64_t mine = omp_get_thread_num(), given = omp_get_num_threads();
+        for (int64_t i = mine; i < threads; i += given) {
+            const int64_t begin = tile_of(i), end = tile_of(i + 1);
+            for (int64_t b = 0; b < p.B; b++) {
+                const int64_t from = std::max(begin, starts[b]), to = std::min(end, starts[b + 1]);
+                if (from >= to) continue;
+                float* sums = slot(i, b);
+                float *top = sums + sizes.X * sizes.columns, *total = top + sizes.width;
+                worker.run(b, (from - starts[b]) * tile, std::min((to - starts[b]) * tile, rows[b]), sums, top, total);
+                if (from == starts[b] && to == starts[b + 1])
+                    for (int64_t x = 0; x < sizes.X; x++) worker.finish(b, x, 1, &sums, &top, &total);
+            }
         }
 #pragma omp barrier
         std::vector<float*> sums, top, total;
@@ -392,7 +396,7 @@ template <class M, class T> void decode(const Problem& p) {
                     total.push_back(top.back() + sizes.width);
                 }
             if (sums.size() < 2) continue;
-            for (int64_t x = sizes.X * me / threads; x < sizes.X * (me + 1) / threads; x++)
+            for (int64_t x = sizes.X * mine / given; x < sizes.X * (mine + 1) / given; x++)
                 worker.finish(b, x, (int64_t)sums.size(), sums.data(), top.data(), total.data());
         }
     }
