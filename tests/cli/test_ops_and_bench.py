@@ -13,6 +13,7 @@ from nautile.cli.kernel_bench import cases as bench_cases
 from nautile.cli.kernel_bench.cases import Case, Ready, cases, copies, in_turns
 from nautile.cli.kernel_bench.roofline import Roofline
 from nautile.cli.kernel_bench.timing import Timer
+from nautile.core import jit
 from nautile.core.errors import UserError
 from nautile.ops.dispatch import TABLE
 
@@ -43,6 +44,12 @@ def test_ops_prints_a_table(capsys, monkeypatch):
     out = capsys.readouterr().out
     assert "ops on cpu, bf16" in out
     assert "cpu: reference is forced" in out
+
+
+def test_ops_says_why_c_does_not_run(capsys, monkeypatch):
+    monkeypatch.setattr(jit, "why_no_cxx", lambda: "no C++ compiler found")
+    assert ops_verb.main(["--device", "cpu"]) == 0
+    assert "without the C++ of decoding: no C++ compiler found" in capsys.readouterr().out
 
 
 def test_ops_refuses_unknown_places_and_types():

@@ -119,6 +119,22 @@ def test_no_compiler_is_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         jit.compile_cuda(source)
 
 
+@needs_cxx
+def test_a_compiler_of_no_use_is_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = tmp_path / "half-a-compiler"
+    compiler.write_text("#!/bin/sh\necho 'unsupported option -fopenmp' >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    assert "half-a-compiler does not compile a test: unsupported option -fopenmp" in (jit.why_no_cxx() or "")
+
+
+@needs_cxx
+def test_a_folder_that_cannot_be_written_is_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("NAUTILE_CACHE", str(tmp_path / "file"))
+    assert "NAUTILE_CACHE" in (jit.why_no_cxx() or "")
+
+
 @needs_nvcc
 def test_cuda_becomes_a_cubin_per_set_of_macros(tmp_path: Path) -> None:
     source = tmp_path / "fill.cu"

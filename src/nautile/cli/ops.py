@@ -51,6 +51,7 @@ def _print(rows: "list[Choice]", where: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from nautile.core import jit
     from nautile.ops.dispatch import TABLE
 
     console = Console(highlight=False)
@@ -65,3 +66,6 @@ def _print(rows: "list[Choice]", where: str) -> None:
         slower = [name for name in backends if name != row.backend and name not in row.passed_over]
         table.add_row(row.op, row.backend, ", ".join(slower), reasons)
     console.print(table)
+    without = jit.why_no_cxx()
+    if without and any(row.backend == "cpu" for row in rows):
+        console.print(f"cpu runs plain torch, without the C++ of decoding: {without}")

@@ -2,8 +2,8 @@
 
 What was compiled is kept under a hash of everything that went into it: the text of the sources, the flags, the
 compiler's version and, because of ``-march=native``, the processor's features. A library made on one machine is thus
-never loaded on another that shares its home folder. A compiler that is missing is a reason, not an error: the
-``why_no_…`` functions tell it, and the caller runs something else.
+never loaded on another that shares its home folder. A compiler that is missing or of no use is a reason, not an error:
+the ``why_no_…`` functions tell it, and the caller runs something else.
 
 The folder is ``$NAUTILE_CACHE/jit``, or ``nautile/jit`` in the user's cache folder. It may be deleted at any time.
 """
@@ -25,6 +25,7 @@ from nautile.core.errors import NautileError
 CXX_FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-fopenmp", "-fno-math-errno", "-fno-trapping-math")
 """No ``-ffast-math``: infinities and NaN keep their meaning."""
 NVCC_FLAGS = ("-O3", "-std=c++17", "-cubin")
+_PROBE = Path(__file__).with_name("probe.cpp")
 
 
 class CompileError(NautileError):
@@ -42,10 +43,20 @@ def cache_folder() -> Path:
 
 @cache
 def why_no_cxx() -> str | None:
-    """Why C++ cannot be compiled here; None if it can."""
+    """Why C++ cannot be compiled and run here; None if it can. Asked first, it compiles a few lines."""
     if os.name != "posix":
         return f"compiling C++ at first use is not built for {platform.system()}"
-    return None if _cxx() else "no C++ compiler found: install g++ or clang++, or set CXX"
+    compiler = _cxx()
+    if compiler is None:
+        return "no C++ compiler found: install g++ or clang++, or set CXX"
+    # Compilers without OpenMP or with another one than torch's, folders that cannot be written or run from.
+    try:
+        _load(_PROBE, (), ())
+    except CompileError as error:
+        return f"{compiler} does not compile a test: {error.why.splitlines()[0] if error.why else error.what}"
+    except OSError as error:
+        return f"what {compiler} compiles cannot be kept in {cache_folder()} (NAUTILE_CACHE) and loaded: {error}"
+    return None
 
 
 @cache
