@@ -59,6 +59,6 @@ def mixture(x_TD: Tensor, gate_up_E2FD: Tensor, down_EDF: Tensor, experts_TK: Te
 
 @cache
 def _library(flags: tuple[str, ...]) -> ctypes.CDLL:
-    library = jit.load_cxx(_FOLDER / "experts.cpp", _FOLDER / "wide.h", flags=flags)
+    library = jit.load_cxx(_FOLDER / "experts.cpp", _FOLDER / "lanes.h", flags=flags)
     library.experts_decode.restype = ctypes.c_int64
     return library

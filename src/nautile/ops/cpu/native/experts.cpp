@@ -10,11 +10,13 @@
 #include <memory>
 #include <vector>
 
-#include "wide.h"
+#include "lanes.h"
 
 #define INLINE_LAMBDA __attribute__((always_inline))
 
 namespace {
+
+using namespace nautile;
 
 constexpr int ROWS = 4;           // rows of a matrix that are multiplied at once with many tokens, or if short
 constexpr int64_t FEW = 4;        // tokens up to which rows go one by one: memory is read fastest from end to end
@@ -35,41 +37,38 @@ struct Problem {
 };
 
 // How a vector's worth of two rows is multiplied and added to lanes; STEP numbers of each.
-struct Floats {
+struct FloatRows {
     using Number = float;
     static constexpr int STEP = LANES;
-    static INLINE Lanes read(const float* from) { return load(from); }
-    static INLINE Lanes mul(Lanes sum, Lanes a, Lanes b) { return sum + a * b; }
+    NAUTILE_INLINE Floats read(const float* from) { return load<Floats>(from); }
+    NAUTILE_INLINE Floats mul(Floats sum, Floats a, Floats b) { return sum + a * b; }
 };
-#if PAIRS
-struct Halves {
-    using Number = bf16;
+#if defined(NAUTILE_BFLOAT_PAIRS)
+struct BfloatRows {
+    using Number = u16;
     static constexpr int STEP = 32;
-    static INLINE __m512i read(const bf16* from) { return _mm512_loadu_si512(from); }
-    static INLINE Lanes mul(Lanes sum, __m512i a, __m512i b) {
-        return (Lanes)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+    NAUTILE_INLINE __m512i read(const u16* from) { return _mm512_loadu_si512(from); }
+    NAUTILE_INLINE Floats mul(Floats sum, __m512i a, __m512i b) {
+        return (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
     }
 };
 #else
-struct Halves {
-    using Number = bf16;
+struct BfloatRows {
+    using Number = u16;
     static constexpr int STEP = LANES;
-    static INLINE Lanes read(const bf16* from) {
-        typedef uint16_t Narrow __attribute__((vector_size(2 * LANES)));
-        Narrow x;
-        std::memcpy(&x, from, sizeof x);
-        return (Lanes)(__builtin_convertvector(x, Ints) << 16);
+    NAUTILE_INLINE Floats read(const u16* from) {
+        return (Floats)(__builtin_convertvector(load<Halves>(from), Words) << 16);
     }
-    static INLINE Lanes mul(Lanes sum, Lanes a, Lanes b) { return sum + a * b; }
+    NAUTILE_INLINE Floats mul(Floats sum, Floats a, Floats b) { return sum + a * b; }
 };
 #endif
 
 // out[r * N + t] = row r . token t over n numbers
 template <class M, int R, int N, class T>
-INLINE void dots(const T* w, int64_t row, const T* const* x, int64_t n, float* out) {
+NAUTILE_INLINE void dots(const T* w, int64_t row, const T* const* x, int64_t n, float* out) {
     constexpr int CHAINS = R * N >= 8 ? 1 : 8 / (R * N);  // few sums would wait for themselves
-    Lanes sum[CHAINS][R][N] = {};
-    auto step = [&](int64_t i, Lanes (&into)[R][N]) INLINE_LAMBDA {
+    Floats sum[CHAINS][R][N] = {};
+    auto step = [&](int64_t i, Floats (&into)[R][N]) INLINE_LAMBDA {
         decltype(M::read(w)) a[N];
         UNROLL for (int t = 0; t < N; t++) a[t] = M::read(x[t] + i);
         UNROLL for (int r = 0; r < R; r++) {
@@ -90,15 +89,16 @@ INLINE void dots(const T* w, int64_t row, const T* const* x, int64_t n, float* o
             sum[0][r][t] = M::mul(sum[0][r][t], M::read(a), M::read(b));
         }
     UNROLL for (int r = 0; r < R; r++) UNROLL for (int t = 0; t < N; t++) {
-        Lanes total = sum[0][r][t];
+        Floats total = sum[0][r][t];
         for (int c = 1; c < CHAINS; c++) total += sum[c][r][t];
-        out[r * N + t] = sum_of(total);
+        out[r * N + t] = nautile::sum(total);
     }
 }
 
 // take(r, t, value) for the products of `rows` rows with all tokens of one expert
 template <class M, class T, class Take>
-INLINE void products(const T* w, int64_t row, int64_t rows, const T* const* x, int64_t tokens, int64_t n, Take take) {
+NAUTILE_INLINE void products(const T* w, int64_t row, int64_t rows, const T* const* x, int64_t tokens, int64_t n,
+                             Take take) {
     auto block = [&](auto r_count, int64_t r) {
         constexpr int R = decltype(r_count)::value;
         float out[R * 4];
@@ -154,7 +154,7 @@ template <class M> void mix(const Problem& p) {
             products<M>(gate + p.F * p.up_row, p.up_row, rows, &x[begin], tokens, p.D,
                         [&](int64_t r, int64_t t, float value) {
                             const float g = gates[t * PORTION + r];
-                            memory[(begin + t) * p.F + first + r] = narrow_to<T>(g / (1 + std::exp(-g)) * value);
+                            narrow(g / (1 + std::exp(-g)) * value, &memory[(begin + t) * p.F + first + r]);
                         });
         }
 #pragma omp for schedule(dynamic)
@@ -171,7 +171,7 @@ template <class M> void mix(const Problem& p) {
             }
             for (int64_t t = 0; t < p.T; t++)
                 for (int64_t r = 0; r < rows; r++)
-                    ((T*)p.out)[t * p.D + first + r] = narrow_to<T>(sums[t * PORTION + r]);
+                    narrow(sums[t * PORTION + r], (T*)p.out + t * p.D + first + r);
         }
     }
 }
@@ -182,6 +182,6 @@ template <class M> void mix(const Problem& p) {
 extern "C" int64_t experts_decode(const Problem* p, int64_t is_bf16) {
     for (int64_t i = 0; i < p->T * p->K; i++)
         if (p->experts[i] < 0 || p->experts[i] >= p->E) return 1;
-    is_bf16 ? mix<Halves>(*p) : mix<Floats>(*p);
+    is_bf16 ? mix<BfloatRows>(*p) : mix<FloatRows>(*p);
     return 0;
 }

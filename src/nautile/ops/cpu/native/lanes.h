@@ -37,6 +37,7 @@ typedef std::uint16_t Halves __attribute__((vector_size(2 * LANES)));
 
 #define NAUTILE_INLINE static inline __attribute__((always_inline))
 #define NAUTILE_INLINE_MEMBER inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 32")
 
 // Memory is not always aligned: a tensor may be a view into a file. memcpy becomes one load.
 template <class Vector>
@@ -85,6 +86,21 @@ NAUTILE_INLINE Floats exp(Floats x) {
     p = p * r + 0.5f;
     p = p * r * r + r + 1.0f;
     return (Floats)((Ints)p + (__builtin_convertvector(whole, Ints) << 23));
+}
+
+// 2 to the x, to two units in the last place; 0 below the normal range, so that 2^-inf is 0; NaN stays NaN. x <= 127.
+NAUTILE_INLINE Floats exp2(Floats x) {
+    Ints tiny = x < -126.0f;
+    x = tiny ? zeros() - 126.0f : x;
+    Floats shifted = x + 12582912.0f;  // 1.5 · 2^23: the nearest integer lands in the low bits
+    Floats f = x - (shifted - 12582912.0f);
+    Floats p = f * 1.5403530e-4f + 1.3333558e-3f;  // Taylor series of 2^f around 0, |f| <= 1/2
+    p = p * f + 9.6181291e-3f;
+    p = p * f + 5.5504109e-2f;
+    p = p * f + 2.4022651e-1f;
+    p = p * f + 6.9314718e-1f;
+    p = p * f + 1.0f;
+    return tiny ? zeros() : (Floats)((Ints)p + ((Ints)shifted << 23));
 }
 
 NAUTILE_INLINE Floats silu(Floats x) { return x / (1.0f + exp(-x)); }

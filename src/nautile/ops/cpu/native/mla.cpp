@@ -1,7 +1,7 @@
 // Absorbed MLA decode: o = softmax(scale * q.k) c over rows k = [c | rope] of a cache, each row read once.
 //
 // X query rows (heads times queries) are multiplied with a tile of rows, an online softmax turns scores into weights, and
-// the weights are multiplied with the latent part of the same tile, which the first-level cache still holds. Lanes are
+// the weights are multiplied with the latent part of the same tile, which the first-level cache still holds. Floats are
 // queries while scores are made (one unit of a row is broadcast to all of them) and columns while latents are summed, so
 // neither product needs a sum across lanes. Scores of a few queries, which would leave lanes idle, are summed across
 // lanes instead: then reading memory is what takes the time. Tiles of all sequences lie in one line that is cut into
@@ -17,29 +17,31 @@
 #include <memory>
 #include <vector>
 
-#include "wide.h"
+#include "lanes.h"
 
 namespace {
+
+using namespace nautile;
 
 constexpr float LOG2E = 1.44269504f, LN2 = 0.693147181f;
 constexpr float LOWEST = -1e30f;  // below any score; finite, so that differences stay numbers
 
-#if PAIRS
+#if defined(NAUTILE_BFLOAT_PAIRS)
 // bfloat16 in pairs: one instruction multiplies 16 pairs and adds each to a lane.
 struct Pairs {
     static constexpr int PER = 2, VECTORS = 2;  // numbers of a unit; vectors of sums per chunk
-    using Cell = bf16;
-    static INLINE Lanes mul(Lanes sum, __m512i q, const void* unit) {
+    using Cell = u16;
+    NAUTILE_INLINE Floats mul(Floats sum, __m512i q, const void* unit) {
         int32_t pair;
         std::memcpy(&pair, unit, 4);
-        return (Lanes)_mm512_dpbf16_ps((__m512)sum, (__m512bh)q, (__m512bh)_mm512_set1_epi32(pair));
+        return (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)q, (__m512bh)_mm512_set1_epi32(pair));
     }
-    static INLINE Lanes mul_units(Lanes sum, __m512i a, __m512i b) {
-        return (Lanes)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+    NAUTILE_INLINE Floats mul_units(Floats sum, __m512i a, __m512i b) {
+        return (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
     }
-    static INLINE __m512i units(const void* from) { return _mm512_loadu_si512(from); }
+    NAUTILE_INLINE __m512i units(const void* from) { return _mm512_loadu_si512(from); }
     // Two rows interleaved: within each quarter, columns 0-3 go to the first vector and 4-7 to the second.
-    static INLINE void columns(const char* const* rows, int64_t at, __m512i (&v)[2]) {
+    NAUTILE_INLINE void columns(const char* const* rows, int64_t at, __m512i (&v)[2]) {
         __m512i a = _mm512_loadu_si512(rows[0] + at), b = _mm512_loadu_si512(rows[1] + at);
         v[0] = _mm512_unpacklo_epi16(a, b);
         v[1] = _mm512_unpackhi_epi16(a, b);
@@ -51,15 +53,15 @@ struct Pairs {
 struct Singles {
     static constexpr int PER = 1, VECTORS = 16 / LANES;
     using Cell = float;
-    static INLINE Lanes mul(Lanes sum, Lanes q, const void* unit) {
+    NAUTILE_INLINE Floats mul(Floats sum, Floats q, const void* unit) {
         float x;
         std::memcpy(&x, unit, 4);
         return sum + q * x;
     }
-    static INLINE Lanes mul_units(Lanes sum, Lanes a, Lanes b) { return sum + a * b; }
-    static INLINE Lanes units(const void* from) { return load(from); }
-    static INLINE void columns(const char* const* rows, int64_t at, Lanes (&v)[VECTORS]) {
-        for (int i = 0; i < VECTORS; i++) v[i] = load(rows[0] + at + i * sizeof(Lanes));
+    NAUTILE_INLINE Floats mul_units(Floats sum, Floats a, Floats b) { return sum + a * b; }
+    NAUTILE_INLINE Floats units(const void* from) { return load<Floats>(from); }
+    NAUTILE_INLINE void columns(const char* const* rows, int64_t at, Floats (&v)[VECTORS]) {
+        for (int i = 0; i < VECTORS; i++) v[i] = load<Floats>(rows[0] + at + i * sizeof(Floats));
     }
     static int column(int i) { return i; }
 };
@@ -88,13 +90,13 @@ struct Problem {
 
 // sum[row, query] += row . query for N rows and V vectors of queries, over chunks of the rows
 template <class M, int V, int N>
-INLINE const char* dot(Lanes (&sum)[N][V], const char* q, const char* const* rows, int64_t chunks) {
+NAUTILE_INLINE const char* dot(Floats (&sum)[N][V], const char* q, const char* const* rows, int64_t chunks) {
     const char* r[N];
     UNROLL for (int i = 0; i < N; i++) r[i] = rows[i];
     for (int64_t c = 0; c < chunks * 64; c += 64)
-        UNROLL for (int u = 0; u < 16; u++, q += V * sizeof(Lanes)) {
+        UNROLL for (int u = 0; u < 16; u++, q += V * sizeof(Floats)) {
             decltype(M::units(q)) x[V];
-            UNROLL for (int v = 0; v < V; v++) x[v] = M::units(q + v * sizeof(Lanes));
+            UNROLL for (int v = 0; v < V; v++) x[v] = M::units(q + v * sizeof(Floats));
             UNROLL for (int i = 0; i < N; i++) UNROLL for (int v = 0; v < V; v++)
                 sum[i][v] = M::mul(sum[i][v], x[v], r[i] + c + u * 4);
         }
@@ -102,23 +104,23 @@ INLINE const char* dot(Lanes (&sum)[N][V], const char* q, const char* const* row
 }
 
 template <class M, int V, int N>
-INLINE void scores_of(const char* q, const char* const* c, const char* const* rope, int64_t c_chunks, int64_t r_chunks,
-                      float* s, int64_t width) {
-    Lanes sum[N][V] = {};
+NAUTILE_INLINE void scores_of(const char* q, const char* const* c, const char* const* rope, int64_t c_chunks,
+                              int64_t r_chunks, float* s, int64_t width) {
+    Floats sum[N][V] = {};
     dot<M, V, N>(sum, dot<M, V, N>(sum, q, c, c_chunks), rope, r_chunks);
     UNROLL for (int i = 0; i < N; i++) UNROLL for (int v = 0; v < V; v++) store(s + i * width + v * LANES, sum[i][v]);
 }
 
 // s[row, query] = row . query for N queries that lie one after the other, `stride` bytes apart
 template <class M, int N>
-INLINE void scores_of_few(const char* q, int64_t stride, const char* const* c, const char* const* rope,
-                          int64_t c_chunks, int64_t r_chunks, float* s, int64_t width) {
-    Lanes sum[ROWS_FEW][N] = {};
+NAUTILE_INLINE void scores_of_few(const char* q, int64_t stride, const char* const* c, const char* const* rope,
+                                  int64_t c_chunks, int64_t r_chunks, float* s, int64_t width) {
+    Floats sum[ROWS_FEW][N] = {};
     for (int part = 0; part < 2; part++) {
         const char* r[ROWS_FEW];
         UNROLL for (int i = 0; i < ROWS_FEW; i++) r[i] = (part ? rope : c)[i];
         const char* from = q + (part ? c_chunks * 64 : 0);
-        for (int64_t at = 0; at < (part ? r_chunks : c_chunks) * 64; at += sizeof(Lanes)) {
+        for (int64_t at = 0; at < (part ? r_chunks : c_chunks) * 64; at += sizeof(Floats)) {
             decltype(M::units(q)) x[N];
             UNROLL for (int j = 0; j < N; j++) x[j] = M::units(from + j * stride + at);
             UNROLL for (int i = 0; i < ROWS_FEW; i++) {
@@ -127,17 +129,18 @@ INLINE void scores_of_few(const char* q, int64_t stride, const char* const* c, c
             }
         }
     }
-    UNROLL for (int i = 0; i < ROWS_FEW; i++) UNROLL for (int j = 0; j < N; j++) s[i * width + j] = sum_of(sum[i][j]);
+    UNROLL for (int i = 0; i < ROWS_FEW; i++) UNROLL for (int j = 0; j < N; j++)
+        s[i * width + j] = nautile::sum(sum[i][j]);
 }
 
 // sums[h, column] = sums * keep[h] + sum over rows of p[row, h] * c[row, column], for N queries and one chunk
 template <class M, int N>
-INLINE void add_rows(const char* const* rows, int64_t at, const char* p, int64_t width, int64_t steps, const float* keep,
-                     float* sums, int64_t columns) {
+NAUTILE_INLINE void add_rows(const char* const* rows, int64_t at, const char* p, int64_t width, int64_t steps,
+                             const float* keep, float* sums, int64_t columns) {
     constexpr int V = M::VECTORS;
-    Lanes sum[N][V];
+    Floats sum[N][V];
     UNROLL for (int i = 0; i < N; i++) UNROLL for (int v = 0; v < V; v++)
-        sum[i][v] = load(sums + i * columns + v * LANES) * keep[i];
+        sum[i][v] = load<Floats>(sums + i * columns + v * LANES) * keep[i];
     for (int64_t t = 0; t < steps; t++, rows += M::PER, p += width * 4) {
         decltype(M::units(p)) x[V];
         M::columns(rows, at, x);
@@ -148,13 +151,15 @@ INLINE void add_rows(const char* const* rows, int64_t at, const char* p, int64_t
 }
 
 // take(N, x) for as many of N = MOST at x = 0, MOST, ..., and then of halves of it, as fill [x, n)
-template <int MOST, class Take> INLINE void in_parts(int64_t n, Take take, int64_t x = 0) {
+template <int MOST, class Take>
+NAUTILE_INLINE void in_parts(int64_t n, Take take, int64_t x = 0) {
     for (; x + MOST <= n; x += MOST) take(std::integral_constant<int, MOST>(), x);
     if constexpr (MOST > 1)
         if (x < n) in_parts<MOST / 2>(n, take, x);
 }
 
-template <class Cell, class T> INLINE void copy_row(const T* from, int64_t n, int64_t filled, char* to) {
+template <class Cell, class T>
+NAUTILE_INLINE void copy_row(const T* from, int64_t n, int64_t filled, char* to) {
     Cell* cell = reinterpret_cast<Cell*>(to);
     for (int64_t i = 0; i < n; i++)
         if constexpr (sizeof(Cell) == sizeof(T))
@@ -162,6 +167,12 @@ template <class Cell, class T> INLINE void copy_row(const T* from, int64_t n, in
         else
             cell[i] = widen(from[i]);
     std::fill(cell + n, cell + filled, Cell(0));
+}
+
+// Rounded to bfloat16 as `to_bfloat` does, but for NaN; in the upper half of each lane.
+NAUTILE_INLINE Ints rounded(Floats x) {
+    const Ints wide = (Ints)x;
+    return wide + 0x7fff + ((wide >> 16) & 1);
 }
 
 template <class M, class T> struct Worker {
@@ -208,9 +219,9 @@ template <class M, class T> struct Worker {
             limit[x] = p.last[b * p.S + s] + 1;
             // Vectors are multiplied two at a time, the last of an odd number alone.
             const int64_t side = std::min<int64_t>(2, width / LANES - v / 2 * 2);
-            char* lane = q + v / 2 * 2 * units * sizeof(Lanes) + v % 2 * sizeof(Lanes) + x % LANES * 4;
+            char* lane = q + v / 2 * 2 * units * sizeof(Floats) + v % 2 * sizeof(Floats) + x % LANES * 4;
             if (few) lane = q + x * units * 4;
-            const int64_t step = few ? 4 : side * sizeof(Lanes);
+            const int64_t step = few ? 4 : side * sizeof(Floats);
             auto put = [&](const T* from, int64_t n, char* to) {
                 for (int64_t u = 0; u < n / M::PER; u++, to += step)
                     if constexpr (sizeof(T) * M::PER == 4)
@@ -225,7 +236,9 @@ template <class M, class T> struct Worker {
         }
     }
 
-    INLINE int64_t block_of(int64_t b, int64_t t) const { return p.table ? p.table[b * p.table_width + t / p.page] : b; }
+    NAUTILE_INLINE_MEMBER int64_t block_of(int64_t b, int64_t t) const {
+        return p.table ? p.table[b * p.table_width + t / p.page] : b;
+    }
 
     // Where the rows lie; places after the n-th repeat it and will weigh nothing.
     void take_rows(int64_t b, int64_t first, int64_t n) {
@@ -244,7 +257,7 @@ template <class M, class T> struct Worker {
     }
 
     // Part `part` of `parts` of the rows that come after this tile, on their way into the cache.
-    INLINE void fetch(int64_t b, int64_t first, int64_t n, int64_t part, int64_t parts) const {
+    NAUTILE_INLINE_MEMBER void fetch(int64_t b, int64_t first, int64_t n, int64_t part, int64_t parts) const {
         for (int64_t i = n * part / parts; i < n * (part + 1) / parts; i++) {
             int64_t t = first + i, block = block_of(b, t), row = t % p.page;
             const char* c = (const char*)((const T*)p.c + block * p.c_block + row * p.c_row);
@@ -262,26 +275,26 @@ template <class M, class T> struct Worker {
             for (int64_t i = 0; i < n; i++)
                 for (int l = 0; l < LANES; l++)
                     if (limit[v * LANES + l] <= first + i) s[i * width + l] = -std::numeric_limits<float>::infinity();
-        Lanes old = load(top + v * LANES), high = old, factor = all(float(p.scale) * LOG2E);
+        Floats old = load<Floats>(top + v * LANES), high = old, factor = zeros() + float(p.scale) * LOG2E;
         for (int64_t i = 0; i < n; i++) {
-            Lanes x = load(s + i * width) * factor;
+            Floats x = load<Floats>(s + i * width) * factor;
             store(s + i * width, x);
-            high = pick(x > high, x, high);
+            high = x > high ? x : high;
         }
-        Lanes kept = exp2_lanes(old - high), sum = load(total + v * LANES) * kept;
+        Floats kept = exp2(old - high), sum = load<Floats>(total + v * LANES) * kept;
         store(top + v * LANES, high);
         store(keep + v * LANES, kept);
         char* w = weights + v * LANES * 4;
         if constexpr (M::PER == 2)
             for (int64_t i = 0; i < n; i += 2, w += width * 4) {
-                Lanes a = exp2_lanes(load(s + i * width) - high), b = {};
-                if (i + 1 < n) b = exp2_lanes(load(s + (i + 1) * width) - high);
+                Floats a = exp2(load<Floats>(s + i * width) - high), b = {};
+                if (i + 1 < n) b = exp2(load<Floats>(s + (i + 1) * width) - high);
                 sum += a + b;
-                store(w, (Lanes)(((rounded(a) >> 16) & 0xffff) | (rounded(b) & (int32_t)0xffff0000)));
+                store(w, (Floats)(((rounded(a) >> 16) & 0xffff) | (rounded(b) & (int32_t)0xffff0000)));
             }
         else
             for (int64_t i = 0; i < n; i++, w += width * 4) {
-                Lanes a = exp2_lanes(load(s + i * width) - high);
+                Floats a = exp2(load<Floats>(s + i * width) - high);
                 sum += a;
                 store(w, a);
             }
@@ -294,7 +307,7 @@ template <class M, class T> struct Worker {
         std::fill(top, top + width, LOWEST);
         std::fill(total, total + width, 0.0f);
         std::fill(sums, sums + X * columns, 0.0f);
-        const int64_t vectors = width / LANES, q_vector = units * sizeof(Lanes);
+        const int64_t vectors = width / LANES, q_vector = units * sizeof(Floats);
         for (int64_t t = first; t < end; t += tile) {
             const int64_t n = std::min(tile, end - t);
             const int64_t ahead = t + n, coming = std::min(tile, end - ahead);
@@ -342,7 +355,7 @@ template <class M, class T> struct Worker {
             if (to >= p.C) continue;
             float value = 0;
             for (int64_t i = 0; i < parts; i++) value += sums[i][x * columns + c] * std::exp2(top[i][x] - high);
-            out[to] = narrow_to<T>(none ? 0.0f : value / sum);
+            narrow(none ? 0.0f : value / sum, out + to);
         }
         p.lse[(b * p.H + h) * p.S + s] = none ? std::numeric_limits<float>::infinity() : (high + std::log2(sum)) * LN2;
     }
@@ -418,10 +431,10 @@ extern "C" int64_t mla_decode(const Problem* p, int64_t is_bf16) {
     if (!is_bf16)
         decode<Singles, float>(*p);
     else
-#if PAIRS
-        decode<Pairs, bf16>(*p);
+#if defined(NAUTILE_BFLOAT_PAIRS)
+        decode<Pairs, u16>(*p);
 #else
-        decode<Singles, bf16>(*p);
+        decode<Singles, u16>(*p);
 #endif
     return 0;
 }
