@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nautile.core import cuda_driver
-from nautile.core.cuda_driver import DriverError, Kernel, Launch, TensorMap, encode
+from nautile.core.cuda_driver import DriverError, Kernel, Launch, TensorMap, bind, encode
 from nautile.core.jit import why_no_nvcc
 
 MAP = TensorMap(4096, "bfloat16", (576, 64, 7), (1280, 81920), (64, 64, 1), 128)
@@ -52,6 +52,22 @@ def test_a_map_is_encoded_once_and_aligned(driver: Driver) -> None:
     assert (kind, rank, address.value) == (9, 3, 4096)
     assert (list(dims), list(strides), list(box)) == ([576, 64, 7], [1280, 81920], [64, 64, 1])
     assert (list(steps), interleave, swizzle, fill) == ([1, 1, 1], 0, 3, 0)
+
+
+def test_a_thread_without_a_context_gets_the_devices_own(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    bind(1)
+    names = [name for name, _ in driver.calls]
+    assert names == ["cuCtxGetCurrent", "cuDeviceGet", "cuDevicePrimaryCtxRetain", "cuCtxSetCurrent"]
+    assert driver.calls[1][1][1] == 1
+    driver.calls.clear()
+
+    def current(context) -> int:
+        context._obj.value = 4096
+        return 0
+
+    monkeypatch.setattr(driver, "cuCtxGetCurrent", current, raising=False)
+    bind(1)
+    assert driver.calls == []
 
 
 def test_a_launch_passes_addresses_of_its_arguments(driver: Driver, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """The CUDA driver by ctypes: load a cubin, describe tensors to the copy engine, launch. Nothing to build or install.
 
-torch owns contexts, streams and memory; its primary context is current whenever these functions are called. Names and
-numbers are those of cuda.h, which keeps them from release to release.
+torch owns contexts, streams and memory; `bind` makes its context current in threads that have none yet. Names and numbers
+are those of cuda.h, which keeps them from release to release.
 """
 
 import ctypes
@@ -71,6 +71,19 @@ class _Config(ctypes.Structure):
         ("attributes", ctypes.POINTER(_Attribute)),
         ("attribute_count", ctypes.c_uint),
     )
+
+
+def bind(device: int) -> None:
+    """Make the primary context of a device current if this thread has none, as one that has not called CUDA yet.
+
+    torch's memory and streams may come from a cache, without a call that would do it.
+    """
+    context, handle = ctypes.c_void_p(), ctypes.c_int()
+    _call("cuCtxGetCurrent", ctypes.byref(context))
+    if context.value is None:
+        _call("cuDeviceGet", ctypes.byref(handle), device)
+        _call("cuDevicePrimaryCtxRetain", ctypes.byref(context), handle)
+        _call("cuCtxSetCurrent", context)
 
 
 class Kernel:

@@ -5,7 +5,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from nautile.core.cuda_driver import Kernel, encode
+from nautile.core.cuda_driver import Kernel, bind, encode
 from nautile.core.jit import compile_cuda
 from nautile.ops.dispatch import forced_backend
 from nautile.ops.fp8_tensor import Fp8Tensor
@@ -79,6 +79,7 @@ def _empty_sums(grouping: Grouping, layout: Tensor | None, c: Tensor | None, out
 def launch(what: Plan, device: torch.device) -> None:
     """Run it on the current stream of `device`."""
     with torch.cuda.device(device):
+        bind(torch.cuda.current_device())
         kernel = _kernel(what.variant, device)
         stream = torch.cuda.current_stream(device).cuda_stream
         kernel.launch(what.how, stream, (*map(encode, what.maps), what.args))

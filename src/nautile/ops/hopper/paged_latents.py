@@ -5,7 +5,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from nautile.core.cuda_driver import Kernel, encode
+from nautile.core.cuda_driver import Kernel, bind, encode
 from nautile.core.jit import compile_cuda
 from nautile.ops.dispatch import forced_backend
 from nautile.ops.hopper import unavailable
@@ -53,6 +53,7 @@ def paged_mla_decode(
     part_RSHV, part_RSH = lse_BHS.new_empty(R, S, H, v_dim), lse_BHS.new_empty(R, S, H)
     what = plan(q_BSHX, cache_NPGX, table_BW, lengths_B, splits, scale, causal, o_BSHV, lse_BHS, part_RSHV, part_RSH)
     with torch.cuda.device(device):
+        bind(torch.cuda.current_device())
         stream = torch.cuda.current_stream(device).cuda_stream
         decode, merge = _kernels(device)
         decode.launch(what.how, stream, (*map(encode, what.maps), what.args))
