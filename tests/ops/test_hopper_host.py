@@ -106,6 +106,8 @@ def test_dense_decoding_makes_its_schedule_and_merges(monkeypatch: pytest.Monkey
     monkeypatch.setattr(paged_latents, "encode", lambda tensor_map: tensor_map)
     monkeypatch.setattr(paged_latents, "_multiprocessors", lambda device: 3)
     monkeypatch.setattr(paged_latents, "_kernels", lambda device: (Recorded("mla_decode"), Recorded("mla_merge")))
+    monkeypatch.setattr(paged_latents, "bind", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "device", lambda device: torch.no_grad())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream)
     q = torch.randn(2, 9, 2, 576).mul(16).bfloat16().transpose(1, 2)

@@ -1,7 +1,7 @@
 """The CUDA driver by ctypes: load a cubin, describe tensors to the copy engine, launch. Nothing to build or install.
 
-torch owns contexts, streams and memory; `bind` makes its context current in threads that have none yet. Names and numbers
-are those of cuda.h, which keeps them from release to release.
+torch owns contexts, streams and memory; `bind` makes its context current in threads that have none yet. Names and
+numbers are those of cuda.h, which keeps them from release to release.
 """
 
 import ctypes
