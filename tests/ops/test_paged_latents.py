@@ -229,6 +229,8 @@ def test_dense_bad_input() -> None:
     fails(r"lengths must be int32 \[B\] = \[2\], got torch.int64", q, cache, table, lengths.long(), 8)
     fails(r"lengths must be in \[0, 16\], got 9 to 17", q, cache, table, torch.tensor([9, 17], dtype=torch.int32), 8)
     fails("must name pages in", q, cache, table, torch.tensor([9, 16], dtype=torch.int32), 8)
+    other = ops.plan_splits(torch.ones(3, dtype=torch.int32), 2)
+    fails("splits must be from plan_splits for B = 2", q, cache, table, lengths, 8, 0.1, False, other)
     fails("there is no backward", q.clone().requires_grad_(), cache, table, lengths, 8)
 
 
@@ -248,3 +250,4 @@ def test_sparse_bad_input() -> None:
     fails("come together", q, cache, rows, extra_cache_NPZ=cache)
     fails("one layout", q, cache, rows, extra_cache_NPZ=planes, extra_rows_BSK=rows)
     fails("v_dim 513", q, cache, rows, v_dim=513)
+    fails("for B = 2", q, cache, rows, splits=ops.plan_splits(torch.ones(1, dtype=torch.int32), 2))

@@ -80,6 +80,7 @@ def paged_mla_decode(
         if wild.any():
             b, w = wild.nonzero()[0].tolist()
             raise ValueError(f"{op}: block_table must name pages in [0, {N}), got {block_table_BW[b, w]} at {[b, w]}")
+    _checked_splits(op, splits, q_BSHX)
     scale = X**-0.5 if scale is None else scale
     run = implementation(op, q_BSHX)
     return run(q_BSHX, cache_NPGX, block_table_BW, lengths_B, v_dim, scale, causal, splits)
@@ -146,6 +147,7 @@ def paged_sparse_mla_decode(
         op, q=q_BSHX, cache=cache_NPZ, rows=rows_BSK, sink=sink_H, lengths=lengths_B, extra_cache=extra_cache_NPZ,
         extra_rows=extra_rows_BSK, extra_lengths=extra_lengths_B,
     )  # fmt: skip
+    _checked_splits(op, splits, q_BSHX)
     scale = X**-0.5 if scale is None else scale
     scopes = [(cache_NPZ, rows_BSK, lengths_B)]
     if extra_cache_NPZ is not None and extra_rows_BSK is not None:
@@ -169,6 +171,20 @@ def _checked_lengths(op: str, name: str, lengths_B: Tensor, B: int, most: int) -
         low, high = int(lengths_B.min()), int(lengths_B.max())
         if low < 0 or high > most:
             raise ValueError(f"{op}: {name} must be in [0, {most}], got {low} to {high}")
+
+
+def _checked_splits(op: str, splits: Splits | None, q_BSHX: Tensor) -> None:
+    """Kernels take a request's number from the table: one of another batch would lead them out of their tensors."""
+    if splits is None:
+        return
+    table, ends, B = splits.table_R3, splits.ends_B, q_BSHX.shape[0]
+    fits = table.dim() == 2 and table.shape[1] == 3 and ends.shape == (B + 1,)
+    if not fits or any(x.dtype != torch.int32 or not x.is_contiguous() for x in (table, ends)):
+        raise ValueError(
+            f"{op}: splits must be from plan_splits for B = {B} requests, int32 [R, 3] and [{B + 1}] without gaps, got "
+            f"{table.dtype} {list(table.shape)} and {ends.dtype} {list(ends.shape)}"
+        )
+    same_device(op, q=q_BSHX, splits=table, ends=ends)
 
 
 def _checked_scope(
