@@ -25,7 +25,8 @@ _NATIVE = Path(__file__).parent / "native"
 
 def linear(x: Tensor, weight_OD: Tensor, bias_O: Tensor | None = None) -> Tensor:
     """See `nautile.ops.linear`."""
-    if _few(x, weight_OD) and (bias_O is None or (bias_O.is_cpu and not needs_gradient(bias_O))):
+    few = _few(x, weight_OD) and (bias_O is None or (bias_O.is_cpu and bias_O.dtype == x.dtype))
+    if few and (bias_O is None or not needs_gradient(bias_O)):
         return _native_linear(x, weight_OD, bias_O)
     # In other dtypes than float32, torch's own choice is oneDNN already.
     if x.dtype == torch.float32 and _fast(x, weight_OD) and (bias_O is None or not needs_gradient(bias_O)):
