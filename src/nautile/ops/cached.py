@@ -6,7 +6,10 @@ B sequences, S queries, T rows, H query heads, G key heads, Q key, V value, C la
 import torch
 from torch import Tensor
 
+from nautile.ops.cached_nodes import cached_node, latent_node
+from nautile.ops.cpu.support import needs_gradient
 from nautile.ops.dispatch import implementation
+from nautile.ops.precision import compute_dtype
 
 
 def cached_attention(
@@ -56,6 +59,8 @@ def cached_attention(
             f"cached_attention: selected must be boolean [B, S, T] = {[B, S, T]}, "
             f"got {selected_BST.dtype} {list(selected_BST.shape)}"
         )
+    if torch.compiler.is_compiling() and not needs_gradient(q_BSHQ, k_BTGQ, v_BTGV):
+        return cached_node(q_BSHQ, k_BTGQ, v_BTGV, positions_BS, scale, selected_BST, compute_dtype(q_BSHQ))
     run = implementation("cached_attention", q_BSHQ)
     return run(q_BSHQ, k_BTGQ, v_BTGV, positions_BS, scale, selected_BST)
 
@@ -86,8 +91,11 @@ def latent_attention(
     """
     check_latents("latent_attention", q_BSHC, q_rope_BSHR, c_BTC, k_rope_BTR)
     _check_queries("latent_attention", q_BSHC, positions_BS)
+    inputs = (q_BSHC, q_rope_BSHR, c_BTC, k_rope_BTR)
+    if torch.compiler.is_compiling() and not needs_gradient(*inputs):
+        return latent_node(*inputs, positions_BS, scale, compute_dtype(q_BSHC))
     run = implementation("latent_attention", q_BSHC)
-    return run(q_BSHC, q_rope_BSHR, c_BTC, k_rope_BTR, positions_BS, scale)
+    return run(*inputs, positions_BS, scale)
 
 
 def check_latents(op: str, q_BSHC: Tensor, q_rope_BSHR: Tensor, c_BTC: Tensor, k_rope_BTR: Tensor) -> None:

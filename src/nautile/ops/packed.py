@@ -4,8 +4,11 @@ import torch
 from torch import Tensor
 
 from nautile.ops.checks import same_device
+from nautile.ops.cpu.support import needs_gradient
 from nautile.ops.dispatch import implementation
+from nautile.ops.packed_nodes import packed_linear_node, parts
 from nautile.ops.packed_weight import PackedWeight
+from nautile.ops.precision import compute_dtype
 
 
 def packed_linear(x: Tensor, weight: PackedWeight, bias_O: Tensor | None = None) -> Tensor:
@@ -26,4 +29,6 @@ def packed_linear(x: Tensor, weight: PackedWeight, bias_O: Tensor | None = None)
     if bias_O is not None and bias_O.shape != torch.Size([weight.outputs]):
         raise ValueError(f"packed_linear: bias must be [{weight.outputs}], got {list(bias_O.shape)}")
     same_device("packed_linear", x=x, weight=weight.data, bias=bias_O)
+    if torch.compiler.is_compiling() and not needs_gradient(x, *(() if bias_O is None else (bias_O,))):
+        return packed_linear_node(x, *parts(weight), bias_O, compute_dtype(x))
     return implementation("packed_linear", x)(x, weight, bias_O)

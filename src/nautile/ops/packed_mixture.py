@@ -4,8 +4,11 @@ import torch
 from torch import Tensor
 
 from nautile.ops.checks import looks_at_values
+from nautile.ops.cpu.support import needs_gradient
 from nautile.ops.dispatch import implementation
+from nautile.ops.packed_nodes import packed_experts_node, parts
 from nautile.ops.packed_weight import PackedWeight
+from nautile.ops.precision import compute_dtype
 
 
 def packed_experts(
@@ -55,4 +58,7 @@ def packed_experts(
         low, high = experts_TK.aminmax()
         if low < 0 or high >= E:
             raise ValueError(f"packed_experts: experts must lie in [0, {E}), got {int(low)} to {int(high)}")
+    if torch.compiler.is_compiling() and not needs_gradient(x_TD, weights_TK):
+        dtype = compute_dtype(x_TD)
+        return packed_experts_node(x_TD, *parts(gate_up), *parts(down), experts_TK, weights_TK, dtype)
     return implementation("packed_experts", x_TD)(x_TD, gate_up, down, experts_TK, weights_TK)

@@ -6,8 +6,10 @@
 import torch
 from torch import Tensor
 
+from nautile.ops.attention_nodes import gathered_node, selected_node
 from nautile.ops.cached import check_latents
 from nautile.ops.dispatch import implementation
+from nautile.ops.precision import compute_dtype
 
 
 def gathered_attention(
@@ -43,6 +45,8 @@ def gathered_attention(
         )
     if not q_BSHC.dtype.is_floating_point:
         raise ValueError(f"gathered_attention: q must be floating point, got {q_BSHC.dtype}")
+    if torch.compiler.is_compiling():
+        return gathered_node(q_BSHC, q_rope_BSHR, c_BTC, k_rope_BTR, rows_BSK, scale, compute_dtype(q_BSHC))
     run = implementation("gathered_attention", q_BSHC)
     return run(q_BSHC, q_rope_BSHR, c_BTC, k_rope_BTR, rows_BSK, scale)
 
@@ -85,4 +89,6 @@ def selected_attention(q_BSHQ: Tensor, k_BSHQ: Tensor, v_BSHV: Tensor, selected_
         )
     if not q_BSHQ.dtype.is_floating_point:
         raise ValueError(f"selected_attention: q must be floating point, got {q_BSHQ.dtype}")
+    if torch.compiler.is_compiling():
+        return selected_node(q_BSHQ, k_BSHQ, v_BSHV, selected_BSS, scale, compute_dtype(q_BSHQ))
     return implementation("selected_attention", q_BSHQ)(q_BSHQ, k_BSHQ, v_BSHV, selected_BSS, scale)

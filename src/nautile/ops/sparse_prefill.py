@@ -8,8 +8,10 @@ K places for row numbers, X = V + rotated part.
 import torch
 from torch import Tensor
 
+from nautile.ops.attention_nodes import prefill_node
 from nautile.ops.checks import same_device
 from nautile.ops.dispatch import implementation
+from nautile.ops.precision import compute_dtype
 
 
 def sparse_mla_prefill(
@@ -51,6 +53,8 @@ def sparse_mla_prefill(
         ValueError: Shapes, dtypes or devices do not fit together.
     """
     _check(q_SHX, kv_TX, rows_SK, v_dim, sink_H, topk_length_S)
+    if torch.compiler.is_compiling():
+        return prefill_node(q_SHX, kv_TX, rows_SK, sink_H, topk_length_S, scale, v_dim, compute_dtype(q_SHX))
     run = implementation("sparse_mla_prefill", q_SHX)
     return run(q_SHX, kv_TX, rows_SK, scale, v_dim, sink_H, topk_length_S)
 
