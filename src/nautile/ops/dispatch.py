@@ -42,7 +42,7 @@ TABLE: dict[str, tuple[str, tuple[str, ...]]] = {
     "mqa_logits": ("index_logits", ("triton", "reference")),
     "gathered_attention": ("sparse_attention", ("triton", "cpu", "reference")),
     "selected_attention": ("sparse_attention", ("triton", "cpu", "reference")),
-    "sparse_mla_prefill": ("sparse_prefill", ("triton", "reference")),
+    "sparse_mla_prefill": ("sparse_prefill", ("triton", "cpu", "reference")),
     "paged_mla_decode": ("paged_latents", ("hopper", "triton", "cpu", "reference")),
     "paged_sparse_mla_decode": ("paged_sparse_latents", ("triton", "reference")),
     "plan_splits": ("split_plan", ("triton", "reference")),
@@ -102,8 +102,10 @@ def use(backend: str) -> Iterator[None]:
 
 
 def implementation(op: str, example: torch.Tensor) -> Callable[..., Any]:
-    """The function that runs `op` for tensors like `example`; under torch.compile, which wants plain torch, its
-    reference.
+    """The function that runs `op` for tensors like `example`; where torch.compile traces, its reference.
+
+    Ops for which inlined torch would be slow or large do not ask while traced: they put a node into the graph, which
+    asks when it runs.
     """
     if torch.compiler.is_compiling():
         return _REFERENCE[op]
