@@ -7,6 +7,7 @@ from torch import Tensor
 
 from nautile import ops
 from nautile.ops.cpu import indexer as cpu_indexer
+from nautile.ops.cpu import rows as cpu_rows
 from nautile.ops.cpu import sparse_attention as cpu_sparse
 from nautile.ops.dispatch import TABLE
 
@@ -109,7 +110,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of a few rows, so that small inputs take several, the last one partial."""
     monkeypatch.setattr(cpu_indexer, "BLOCK_ROWS", 4)
     monkeypatch.setattr(cpu_indexer, "BLOCK_PRODUCTS", 30)
-    monkeypatch.setattr(cpu_sparse, "GATHERED_NUMBERS", 130)
+    monkeypatch.setattr(cpu_rows, "GATHERED_NUMBERS", 130)
     monkeypatch.setattr(cpu_sparse, "BLOCK", 8)
     monkeypatch.setattr(cpu_sparse, "SCORES", 140)
 
@@ -190,6 +191,16 @@ def test_rows_that_nobody_names_may_hold_anything(backend: str) -> None:
     c[:, 0], c[:, 8:], k_rope[:, 0], k_rope[:, 8:] = (float("nan"),) * 4
     with ops.use(backend):
         torch.testing.assert_close(ops.gathered_attention(q, q_rope, c, k_rope, rows, scale), clean)
+
+
+@pytest.mark.parametrize("backend", TABLE["gathered_attention"][1])
+def test_of_no_rows_comes_zero(backend: str) -> None:
+    q, q_rope, c, k_rope = (x.float() for x in sparse_case(2, 3, 2, 5, 4, 0, 0)[:4])
+    arguments = (q, q_rope, c, k_rope, torch.full((2, 3, 4), -1), 0.3)
+    with ops.use(backend):
+        out, *grads = run(ops.gathered_attention, arguments, torch.float32)
+    for got, like in zip((out, *grads), (q, *arguments[:4]), strict=True):
+        assert torch.equal(got, torch.zeros_like(like))
 
 
 def naive_top(scores: Tensor, seen: Tensor, k: int) -> list[list[set[int]]]:

@@ -8,6 +8,7 @@ from ops_cases import normal, skip_unless_it_takes
 from torch import Tensor
 
 from nautile import ops
+from nautile.ops.cpu import rows as cpu_rows
 from nautile.ops.dispatch import TABLE
 from nautile.ops.numerics import MLA_PREFILL_LSE, MLA_PREFILL_OUT, within
 
@@ -119,6 +120,12 @@ def assert_close(got: Tensor, want: Tensor, tolerance: float) -> None:
     assert worst <= tolerance * max(1.0, want[finite].abs().max().item() if finite.any() else 0.0), worst
 
 
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two queries of "odd", of "all of it" one at a time: small inputs take several blocks, the last one partial."""
+    monkeypatch.setattr(cpu_rows, "GATHERED_NUMBERS", 200)
+
+
 @pytest.mark.parametrize("dtype", list(TOLERANCE), ids=["f64", "f32"])
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", list(SHAPES))
@@ -215,8 +222,9 @@ def test_strided_inputs_frozen_sides_and_statistics_without_gradient(backend: st
     frozen[0].sum().backward()
 
 
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
 @pytest.mark.parametrize("name", ["odd", "sink", "lengths", "no rotated part"])
-def test_gradcheck_of_the_reference(name: str) -> None:
+def test_gradcheck(name: str, backend: str) -> None:
     q, kv, rows, scale, v_dim, sink, lengths = arguments(SHAPES[name])
     kv = kv.where(~kv.isnan(), 0.0)
     to = [q.requires_grad_(), kv.requires_grad_()]
@@ -226,7 +234,21 @@ def test_gradcheck_of_the_reference(name: str) -> None:
     def out(q, kv, sink=None) -> Tensor:
         return ops.sparse_mla_prefill(q, kv, rows, scale, v_dim, sink, lengths)[0]
 
-    assert torch.autograd.gradcheck(out, to)
+    with ops.use(backend):
+        assert torch.autograd.gradcheck(out, to)
+
+
+def test_what_the_cpu_gathers_at_once_does_not_grow_with_the_queries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All gathered rows would be 12 MiB here."""
+    monkeypatch.setattr(cpu_rows, "GATHERED_NUMBERS", 1 << 16)
+    g = torch.Generator().manual_seed(0)
+    q, kv = normal(g, 256, 4, 48).float().requires_grad_(), normal(g, 300, 48).float().requires_grad_()
+    rows = torch.randint(0, 300, (256, 256), generator=g, dtype=torch.int32)
+    with ops.use("cpu"), torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:  # fmt: skip
+        ops.sparse_mla_prefill(q, kv, rows, 0.2, 32)[0].sum().backward()
+    assert max(event.cpu_memory_usage for event in profile.events() or []) <= 8 * (4 << 16)
 
 
 def test_places_written_apart_in_several_passes_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

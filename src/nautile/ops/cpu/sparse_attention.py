@@ -2,20 +2,19 @@
 probabilities again: memory stays at one block's.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from nautile.ops.cpu.rows import Block, blocks_of_queries, with_a_row
 from nautile.ops.cpu.support import floats_on_cpu as why_not
 from nautile.ops.precision import accumulate_dtype, compute_dtype, no_autocast
 
 __all__ = ["gathered_attention", "selected_attention", "why_not"]
 
-GATHERED_NUMBERS = 1 << 22
-"""Numbers of gathered latents and scores that exist at once: 16 MiB in float32."""
 BLOCK = 64
 """Queries of one block of `selected_attention`."""
 SCORES = 1 << 20
@@ -26,6 +25,7 @@ def gathered_attention(
     q_BSHC: Tensor, q_rope_BSHR: Tensor, c_BTC: Tensor, k_rope_BTR: Tensor, rows_BSK: Tensor, scale: float
 ) -> Tensor:
     """See `nautile.ops.gathered_attention`."""
+    c_BTC, k_rope_BTR = with_a_row(c_BTC), with_a_row(k_rope_BTR)
     return _GatheredAttention.apply(q_BSHC, q_rope_BSHR, c_BTC, k_rope_BTR, rows_BSK, scale, compute_dtype(q_BSHC))
 
 
@@ -41,77 +41,50 @@ class _GatheredAttention(torch.autograd.Function):
         scale: float,
         dtype: torch.dtype,
     ) -> Tensor:
-        ctx.save_for_backward(q_BSHC, q_rope_BSHR, c_BTC, k_rope_BTR, rows_BSK)
+        inputs = (q_BSHC, q_rope_BSHR, c_BTC, k_rope_BTR)
+        ctx.save_for_backward(*inputs, rows_BSK)
         ctx.scale, ctx.dtype = scale, dtype
         out = torch.empty(q_BSHC.shape, dtype=dtype)
         with no_autocast(q_BSHC):
-            for b, s in _queries(q_BSHC, rows_BSK):
-                q, q_rope = q_BSHC[b, s].to(dtype), q_rope_BSHR[b, s].to(dtype)
-                c, k_rope, unused = _gather(c_BTC[b], k_rope_BTR[b], rows_BSK[b, s], dtype)
-                p_SHK = _probabilities(q, q_rope, c, k_rope, unused, scale)
-                torch.bmm(p_SHK, c, out=out[b, s])
+            for b, s, block in _gathered_blocks(inputs, rows_BSK, dtype):
+                torch.bmm(_gathered_probabilities(block, scale), block.c_SKC, out=out[b, s])
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_BSHC: Tensor) -> tuple[Tensor | None, ...]:
-        """ds = p ⊙ (do cᵀ − rowsum(p ⊙ do cᵀ)); a latent is key and value, so dc = scale · dsᵀ q + pᵀ do."""
-        q_BSHC, q_rope_BSHR, c_BTC, k_rope_BTR, rows_BSK = ctx.saved_tensors
-        dtype, wide = ctx.dtype, accumulate_dtype(q_BSHC)
-        grad_q, grad_q_rope = torch.empty(q_BSHC.shape, dtype=dtype), torch.empty(q_rope_BSHR.shape, dtype=dtype)
+        *inputs, rows_BSK = ctx.saved_tensors
+        dtype, wide = ctx.dtype, accumulate_dtype(inputs[0])
+        grad_q, grad_q_rope = (torch.empty(x.shape, dtype=dtype) for x in inputs[:2])
         # Many queries add to one row: their sum is wider than what they add.
-        grad_c, grad_k_rope = torch.zeros(c_BTC.shape, dtype=wide), torch.zeros(k_rope_BTR.shape, dtype=wide)
-        with no_autocast(q_BSHC):
-            for b, s in _queries(q_BSHC, rows_BSK):
-                q, q_rope, grad = (x[b, s].to(dtype) for x in (q_BSHC, q_rope_BSHR, grad_BSHC))
-                c, k_rope, unused = _gather(c_BTC[b], k_rope_BTR[b], rows_BSK[b, s], dtype)
-                p_SHK = _probabilities(q, q_rope, c, k_rope, unused, ctx.scale)
-                grad_p = torch.bmm(grad, c.transpose(1, 2))
-                flow_SHK = torch.ops.aten._softmax_backward_data(grad_p, p_SHK, -1, p_SHK.dtype).mul_(ctx.scale)
-                torch.bmm(flow_SHK, c, out=grad_q[b, s])
-                torch.bmm(flow_SHK, k_rope, out=grad_q_rope[b, s])
-                into_c = torch.bmm(flow_SHK.transpose(1, 2), q).baddbmm_(p_SHK.transpose(1, 2), grad)
-                into_k_rope = torch.bmm(flow_SHK.transpose(1, 2), q_rope)
-                rows_X = rows_BSK[b, s].clamp(min=0).flatten()  # unused places add zeros to row 0
-                grad_c[b].index_add_(0, rows_X, into_c.flatten(0, 1).to(wide))
-                grad_k_rope[b].index_add_(0, rows_X, into_k_rope.flatten(0, 1).to(wide))
-        inputs = (q_BSHC, q_rope_BSHR, c_BTC, k_rope_BTR)
+        grad_c, grad_k_rope = (torch.zeros(x.shape, dtype=wide) for x in inputs[2:])
+        with no_autocast(grad_BSHC):
+            for b, s, block in _gathered_blocks(inputs, rows_BSK, dtype):
+                p_SHK = _gathered_probabilities(block, ctx.scale)
+                grad = grad_BSHC[b, s].to(dtype)
+                grad_q[b, s], grad_q_rope[b, s], into_c, into_k_rope = block.gradients(p_SHK, grad, ctx.scale)
+                block.add_to_rows(grad_c[b], into_c)
+                block.add_to_rows(grad_k_rope[b], into_k_rope)
         grads = (grad_q, grad_q_rope, grad_c, grad_k_rope)
         return (*(g.to(x.dtype) for g, x in zip(grads, inputs, strict=True)), None, None, None)
 
 
-def _queries(q_BSHC: Tensor, rows_BSK: Tensor) -> Iterator[tuple[int, slice]]:
-    """Sequence and queries of each block."""
+def _gathered_blocks(
+    inputs: Sequence[Tensor], rows_BSK: Tensor, dtype: torch.dtype
+) -> Iterator[tuple[int, slice, Block]]:
+    """Sequence and queries of each block, and what these meet. `inputs`: q, q_rope, c, k_rope."""
+    q_BSHC, q_rope_BSHR, c_BTC, k_rope_BTR = inputs
     B, S, H, C = q_BSHC.shape
-    size = max(1, GATHERED_NUMBERS // (rows_BSK.shape[2] * (C + H) or 1))
-    return ((b, slice(s, min(s + size, S))) for b in range(B) for s in range(0, S, size))
+    for b in range(B):
+        for s in blocks_of_queries(S, rows_BSK.shape[2], C + H):
+            tensors = (q_BSHC[b, s], q_rope_BSHR[b, s], c_BTC[b], k_rope_BTR[b], rows_BSK[b, s])
+            yield b, s, Block.gathered(*tensors, dtype)
 
 
-def _gather(
-    c_TC: Tensor, k_rope_TR: Tensor, rows_SK: Tensor, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Latents [S, K, C], rotated keys [S, K, R], and which places are unused, or None if all are used."""
-    unused_SK = rows_SK < 0
-    if not unused_SK.any():
-        flat = rows_SK.flatten()
-        c, k_rope = (x.index_select(0, flat).unflatten(0, rows_SK.shape).to(dtype) for x in (c_TC, k_rope_TR))
-        return c, k_rope, None
-    flat = rows_SK.clamp(min=0).flatten()
-    c, k_rope = (x.index_select(0, flat).unflatten(0, rows_SK.shape).to(dtype) for x in (c_TC, k_rope_TR))
-    # 0 · NaN is NaN: what stands in an unused place must be a number.
-    return c.masked_fill_(unused_SK[..., None], 0.0), k_rope.masked_fill_(unused_SK[..., None], 0.0), unused_SK
-
-
-def _probabilities(
-    q_SHC: Tensor, q_rope_SHR: Tensor, c_SKC: Tensor, k_rope_SKR: Tensor, unused_SK: Tensor | None, scale: float
-) -> Tensor:
+def _gathered_probabilities(block: Block, scale: float) -> Tensor:
     """[S, H, K] in the dtype of q; 0 in unused places, also where a query has no other."""
-    scores_SHK = torch.bmm(q_SHC, c_SKC.transpose(1, 2))
-    scores_SHK = torch.baddbmm(scores_SHK, q_rope_SHR, k_rope_SKR.transpose(1, 2), beta=scale, alpha=scale)
-    if unused_SK is None:
-        return torch.softmax(scores_SHK, -1)
-    scores_SHK.masked_fill_(unused_SK[:, None], float("-inf"))
-    return torch.softmax(scores_SHK, -1).masked_fill_(unused_SK[:, None], 0.0)
+    p_SHK = torch.softmax(block.scores(scale), -1)
+    return p_SHK if block.unused_SK is None else p_SHK.masked_fill_(block.unused_SK[:, None], 0.0)
 
 
 def selected_attention(q_BSHQ: Tensor, k_BSHQ: Tensor, v_BSHV: Tensor, selected_BSS: Tensor, scale: float) -> Tensor:

@@ -17,6 +17,8 @@ def gathered_attention(
 ) -> Tensor:
     """Gather, then attend. Unused places read row 0 as zeros and weigh nothing."""
     dtype, wide = compute_dtype(q_BSHC), accumulate_dtype(q_BSHC)
+    if not c_BTC.shape[1]:
+        c_BTC, k_rope_BTR = (torch.nn.functional.pad(x, (0, 0, 0, 1)) for x in (c_BTC, k_rope_BTR))
     unused_BSK = rows_BSK < 0
     sequence_B11 = torch.arange(c_BTC.shape[0], device=c_BTC.device)[:, None, None]
     rows_BSK = rows_BSK.clamp(min=0)
