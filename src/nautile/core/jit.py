@@ -48,7 +48,7 @@ def why_no_cxx() -> str | None:
         return f"compiling C++ at first use is not built for {platform.system()}"
     compiler = _cxx()
     if compiler is None:
-        return "no C++ compiler found: install g++ or clang++, or set CXX"
+        return "no C++ compiler found: install g++, or set CXX"
     # Compilers without OpenMP or with another one than torch's, folders that cannot be written or run from.
     try:
         _load(_PROBE, (), ())
@@ -160,7 +160,7 @@ def _key(files: Sequence[Path], command: Sequence[str], machine_: str) -> str:
 
 @cache
 def _cxx() -> str | None:
-    names = (os.environ.get("CXX"), "g++", "clang++", "c++")
+    names = (os.environ.get("CXX"), "g++", "c++")
     return next((found for name in names if name and (found := shutil.which(name))), None)
 
 
