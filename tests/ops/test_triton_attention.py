@@ -117,6 +117,21 @@ def test_no_positions_and_no_sequences() -> None:
         assert o.shape == (B, S, 4, 5) and [g.shape for g in grads] == [x.shape for x in inputs]
 
 
+def test_more_heads_than_the_second_axis_of_a_grid_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA takes 65535 blocks along the second and third axis, and 2³¹ − 1 along the first."""
+    grids = []
+
+    class Launched:
+        def __getitem__(self, grid: tuple[int, ...]):
+            grids.append(grid)
+            return lambda *_, **__: None
+
+    for kernel in ("attend_forward", "gradients_of_keys", "gradients_of_queries"):
+        monkeypatch.setattr(flash, kernel, Launched())
+    run("triton", ops.causal_attention, (torch.ones(2, 33, 40_000, 2),) * 3, 1.0)
+    assert grids == [(2 * 80_000,), (2 * 80_000,), (3 * 80_000,)]
+
+
 def test_widths_waste_little() -> None:
     assert Widths.of(192, 128) == (128, 64, 128)
     assert Widths.of(576, 512) == (512, 64, 512)

@@ -123,7 +123,7 @@ class _Flash(torch.autograd.Function):
         widths = Widths.of(Q, V)
         launch = forward_launch(widths, q.element_size())
         if out_BSHV.numel():
-            attend_forward[(triton.cdiv(S, launch.queries), B * H)](
+            attend_forward[(triton.cdiv(S, launch.queries) * B * H,)](
                 q, k, v, masks.ids_BS, masks.first_BS, masks.selected_BSS, out_BSHV, lse_BHS,
                 *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], S, H, H // k.shape[2], scale * LOG2_E,
                 Q, V, *widths, launch.queries, launch.keys, masks.ids_BS is not None, masks.selected_BSS is not None,
@@ -152,13 +152,13 @@ class _Flash(torch.autograd.Function):
         sizes = (S, H, H // G, ctx.scale, ctx.scale * LOG2_E, Q, V, *widths)
         flags = (masks.ids_BS is not None, masks.selected_BSS is not None)
         launch = keys_launch(widths, q.element_size())
-        gradients_of_keys[(triton.cdiv(S, launch.keys), B * G)](
+        gradients_of_keys[(triton.cdiv(S, launch.keys) * B * G,)](
             q, k, v, grad, lse_BHS, delta_BSH, masks.ids_BS, masks.last_BS, masks.selected_BSS, dk, dv,
             *strides, *sizes, launch.queries, launch.keys, *flags,
             num_warps=launch.num_warps, num_stages=launch.num_stages,
         )  # fmt: skip
         launch = queries_launch(widths, q.element_size())
-        gradients_of_queries[(triton.cdiv(S, launch.queries), B * H)](
+        gradients_of_queries[(triton.cdiv(S, launch.queries) * B * H,)](
             q, k, v, grad, lse_BHS, delta_BSH, masks.ids_BS, masks.first_BS, masks.selected_BSS, dq,
             *strides, *sizes, launch.queries, launch.keys, *flags,
             num_warps=launch.num_warps, num_stages=launch.num_stages,

@@ -40,12 +40,13 @@ def gradients_of_keys(
     """dk [B, S, G, Q] and dv [B, S, G, V] of a block of keys of one key head, over the J query heads that share it.
 
     do [B, S, H, V] contiguous, delta [B, S, H]; last [B, S] int32: the last position of each position's document.
-    Grid: blocks of keys, B · G.
+    Grid: B · G · blocks of keys.
     """
     G = H // J
-    b = (tl.program_id(1) // G).to(tl.int64)
-    g = tl.program_id(1) % G
-    start = tl.program_id(0) * KEYS
+    blocks = tl.cdiv(S, KEYS)
+    b = (tl.program_id(0) // blocks // G).to(tl.int64)
+    g = tl.program_id(0) // blocks % G
+    start = tl.program_id(0) % blocks * KEYS
     key = start + tl.arange(0, KEYS)
     k_base, v_base = k_ptr + b * k_b + g.to(tl.int64) * k_h, v_ptr + b * v_b + g.to(tl.int64) * v_h
     k_head = load_tile(k_base, key, k_s, S, 0, Q, Q_HEAD)
@@ -130,10 +131,11 @@ def gradients_of_queries(
     Q: tl.constexpr, V: tl.constexpr, Q_HEAD: tl.constexpr, Q_TAIL: tl.constexpr, V_TILE: tl.constexpr,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, DOCUMENTS: tl.constexpr, SELECTED: tl.constexpr,
 ):  # fmt: skip
-    """dq [B, S, H, Q] of a block of queries of one head. Grid: blocks of queries, B · H."""
-    block = tl.num_programs(0) - 1 - tl.program_id(0)
-    b = (tl.program_id(1) // H).to(tl.int64)
-    h = (tl.program_id(1) % H).to(tl.int64)
+    """dq [B, S, H, Q] of a block of queries of one head. Grid: B · H · blocks of queries."""
+    blocks = tl.cdiv(S, QUERIES)
+    block = blocks - 1 - tl.program_id(0) % blocks
+    b = (tl.program_id(0) // blocks // H).to(tl.int64)
+    h = (tl.program_id(0) // blocks % H).to(tl.int64)
     start = block * QUERIES
     query = start + tl.arange(0, QUERIES)
     q_base = q_ptr + b * q_b + h * q_h

@@ -69,11 +69,12 @@ def attend_forward(
 ):  # fmt: skip
     """out [B, S, H, V]; lse [B, H, S] = log2 Σ 2^x, +inf where nothing is seen.
 
-    first [B, S] int32: the first position of each position's document. Grid: blocks of queries, B · H.
+    first [B, S] int32: the first position of each position's document. Grid: B · H · blocks of queries.
     """
-    block = tl.num_programs(0) - 1 - tl.program_id(0)  # the longest rows start first
-    b = (tl.program_id(1) // H).to(tl.int64)
-    h = tl.program_id(1) % H
+    blocks = tl.cdiv(S, QUERIES)
+    block = blocks - 1 - tl.program_id(0) % blocks  # the longest rows start first
+    b = (tl.program_id(0) // blocks // H).to(tl.int64)
+    h = tl.program_id(0) // blocks % H
     start = block * QUERIES
     query = start + tl.arange(0, QUERIES)
     q_base = q_ptr + b * q_b + h.to(tl.int64) * q_h
