@@ -1,11 +1,12 @@
 // Absorbed MLA decode: o = softmax(scale * q.k) c over rows k = [c | rope] of a cache, each row read once.
 //
 // X query rows (heads times queries) are multiplied with a tile of rows, an online softmax turns scores into weights, and
-// the weights are multiplied with the latent part of the same tile, which the first-level cache still holds. Floats are
+// the weights are multiplied with the latent part of the same tile, which the first-level cache still holds. Lanes are
 // queries while scores are made (one unit of a row is broadcast to all of them) and columns while latents are summed, so
 // neither product needs a sum across lanes. Scores of a few queries, which would leave lanes idle, are summed across
-// lanes instead: then reading memory is what takes the time. Tiles of all sequences lie in one line that is cut into
-// equal pieces, one per thread; a sequence that was cut is merged by its log-sum-exp.
+// lanes instead, and lanes are rows in their softmax: then reading memory is what takes the time. The next tile is
+// fetched between the products, a line at a time: lines asked for in one go would be waited for. Tiles of all sequences
+// lie in one line that is cut into equal pieces, one per thread; a sequence that was cut is merged by its log-sum-exp.
 //
 // A unit is a pair of bfloat16, or one float; a chunk is 16 units. Rows are read where they lie if they consist of whole
 // chunks of the dtype that is multiplied, and are else copied, filled up with zeros, into a panel.
@@ -18,6 +19,10 @@
 #include <vector>
 
 #include "lanes.h"
+
+// Inner loops are functions of their own: within the loops around them, registers would not suffice for their addresses.
+#define ALONE static __attribute__((noinline))
+#define INLINE_LAMBDA __attribute__((always_inline))
 
 namespace {
 
@@ -46,6 +51,9 @@ struct Pairs {
         v[0] = _mm512_unpacklo_epi16(a, b);
         v[1] = _mm512_unpackhi_epi16(a, b);
     }
+    NAUTILE_INLINE void put_weights(Floats w, char* to) {
+        _mm256_storeu_si256((__m256i*)to, (__m256i)_mm512_cvtneps_pbh((__m512)w));
+    }
     static int column(int i) { return i < 16 ? i / 4 * 8 + i % 4 : (i - 16) / 4 * 8 + 4 + i % 4; }
 };
 #endif
@@ -63,15 +71,18 @@ struct Singles {
     NAUTILE_INLINE void columns(const char* const* rows, int64_t at, Floats (&v)[VECTORS]) {
         for (int i = 0; i < VECTORS; i++) v[i] = load<Floats>(rows[0] + at + i * sizeof(Floats));
     }
+    NAUTILE_INLINE void put_weights(Floats w, char* to) { store(to, w); }
     static int column(int i) { return i; }
 };
 
 // Rows of scores that are made at once, by how many vectors of queries; sums of HEADS queries that are held at once.
 constexpr int ROWS_ONE = 12, ROWS_TWO = LANES == 16 ? 12 : 6, HEADS = LANES == 16 ? 8 : 4;
-constexpr int TILE = 48;  // rows; a multiple of ROWS_ONE, ROWS_TWO and ROWS_FEW
-// Queries up to which products are summed across lanes, and the rows and queries of one step of that.
+constexpr int TILE = 48;  // rows; a multiple of ROWS_ONE and ROWS_TWO
+// Queries up to which products are summed across lanes, and the sums that are made at once.
 constexpr int FEW = 8, ROWS_FEW = LANES == 16 ? 4 : 2;
-constexpr int TILE_FEW = 24;  // so few rows that those of the next tile fit into the first-level cache beside them
+// Rows of a tile of few queries: those of the next tile fit into the first-level cache beside them. Rows of one step,
+// queries of one step, and chunks whose latents are summed at once.
+constexpr int TILE_FEW = 16, GROUP = 2 * ROWS_FEW, HEADS_FEW = 4, CHUNKS_FEW = LANES == 16 ? 2 : 1;
 
 // The fields of `Problem` in ops/cpu/mla_decode.py, in its order.
 struct Problem {
@@ -103,51 +114,97 @@ NAUTILE_INLINE const char* dot(Floats (&sum)[N][V], const char* q, const char* c
     return q;
 }
 
+// to[i] = sum of the lanes of x[i], for ROWS_FEW of them
+NAUTILE_INLINE void put_sums(const Floats* x, float* to) {
+#if defined(__AVX512F__)
+    __m512 a = (__m512)x[0], b = (__m512)x[1], c = (__m512)x[2], d = (__m512)x[3];
+    __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));  // a, b, a, b in each quarter
+    __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+    __m512 all = _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
+    __m256 upper = _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(all), 1));
+    __m256 half = _mm256_add_ps(_mm512_castps512_ps256(all), upper);
+    _mm_storeu_ps(to, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
+#else
+    for (int i = 0; i < ROWS_FEW; i++) to[i] = nautile::sum(x[i]);
+#endif
+}
+
 template <class M, int V, int N>
-NAUTILE_INLINE void scores_of(const char* q, const char* const* c, const char* const* rope, int64_t c_chunks,
-                              int64_t r_chunks, float* s, int64_t width) {
+ALONE void scores_of(const char* q, const char* const* c, const char* const* rope, int64_t c_chunks, int64_t r_chunks,
+                     float* s, int64_t width) {
     Floats sum[N][V] = {};
     dot<M, V, N>(sum, dot<M, V, N>(sum, q, c, c_chunks), rope, r_chunks);
     UNROLL for (int i = 0; i < N; i++) UNROLL for (int v = 0; v < V; v++) store(s + i * width + v * LANES, sum[i][v]);
 }
 
-// s[row, query] = row . query for N queries that lie one after the other, `stride` bytes apart
-template <class M, int N>
-NAUTILE_INLINE void scores_of_few(const char* q, int64_t stride, const char* const* c, const char* const* rope,
-                                  int64_t c_chunks, int64_t r_chunks, float* s, int64_t width) {
-    Floats sum[ROWS_FEW][N] = {};
-    for (int part = 0; part < 2; part++) {
-        const char* r[ROWS_FEW];
-        UNROLL for (int i = 0; i < ROWS_FEW; i++) r[i] = (part ? rope : c)[i];
-        const char* from = q + (part ? c_chunks * 64 : 0);
-        for (int64_t at = 0; at < (part ? r_chunks : c_chunks) * 64; at += sizeof(Floats)) {
+// s[query, row] = row . query for N queries that lie one after the other, `stride` bytes apart, and G rows at c[0], ...
+// and rope[0], ...; half as many rows of the next tile, and all of their rope, are on their way into the cache.
+template <class M, int N, int G>
+ALONE void scores_of_few(const char* q, int64_t stride, const char* const* c, const char* const* rope,
+                         const char* const* next_c, const char* const* next_rope, int64_t c_bytes, int64_t r_bytes,
+                         float* s) {
+    Floats sum[N][G] = {};
+    auto add = [&](const char* const* rows, int64_t bytes, auto fetched, const char* const* next) INLINE_LAMBDA {
+        const char *r[G], *f[G];
+        UNROLL for (int i = 0; i < G; i++) r[i] = rows[i];
+        UNROLL for (int i = 0; i < fetched; i++) f[i] = next[i];
+        for (int64_t at = 0; at < bytes; at += sizeof(Floats)) {
             decltype(M::units(q)) x[N];
-            UNROLL for (int j = 0; j < N; j++) x[j] = M::units(from + j * stride + at);
-            UNROLL for (int i = 0; i < ROWS_FEW; i++) {
+            UNROLL for (int j = 0; j < N; j++) x[j] = M::units(q + j * stride + at);
+            UNROLL for (int i = 0; i < fetched; i++) __builtin_prefetch(f[i] + at, 0, 3);
+            UNROLL for (int i = 0; i < G; i++) {
                 auto row = M::units(r[i] + at);
-                UNROLL for (int j = 0; j < N; j++) sum[i][j] = M::mul_units(sum[i][j], x[j], row);
+                UNROLL for (int j = 0; j < N; j++) sum[j][i] = M::mul_units(sum[j][i], x[j], row);
             }
         }
-    }
-    UNROLL for (int i = 0; i < ROWS_FEW; i++) UNROLL for (int j = 0; j < N; j++)
-        s[i * width + j] = nautile::sum(sum[i][j]);
+        q += bytes;
+    };
+    add(c, c_bytes, std::integral_constant<int, G / 2>(), next_c);
+    add(rope, r_bytes, std::integral_constant<int, G>(), next_rope);
+    UNROLL for (int j = 0; j < N; j++) UNROLL for (int i = 0; i < G; i += ROWS_FEW)
+        put_sums(&sum[j][i], s + j * TILE_FEW + i);
 }
 
-// sums[h, column] = sums * keep[h] + sum over rows of p[row, h] * c[row, column], for N queries and one chunk
-template <class M, int N>
-NAUTILE_INLINE void add_rows(const char* const* rows, int64_t at, const char* p, int64_t width, int64_t steps,
-                             const float* keep, float* sums, int64_t columns) {
+// sums[h, column] = sums * keep[h] + sum over rows of p[row, h] * c[row, column], for N queries and one chunk. With
+// FETCH, the same columns of the next tile are on their way into the cache.
+template <class M, int N, bool FETCH>
+ALONE void add_rows(const char* const* rows, const char* const* next, int64_t at, const char* p, int64_t width,
+                    int64_t steps, const float* keep, float* sums, int64_t columns) {
     constexpr int V = M::VECTORS;
     Floats sum[N][V];
     UNROLL for (int i = 0; i < N; i++) UNROLL for (int v = 0; v < V; v++)
         sum[i][v] = load<Floats>(sums + i * columns + v * LANES) * keep[i];
-    for (int64_t t = 0; t < steps; t++, rows += M::PER, p += width * 4) {
+    for (int64_t t = 0; t < steps; t++, rows += M::PER, next += M::PER, p += width * 4) {
         decltype(M::units(p)) x[V];
         M::columns(rows, at, x);
-        UNROLL for (int i = 0; i < N; i++) UNROLL for (int v = 0; v < V; v++) sum[i][v] = M::mul(sum[i][v], x[v], p + i * 4);
+        if (FETCH) UNROLL for (int i = 0; i < M::PER; i++) __builtin_prefetch(next[i] + at, 0, 3);
+        UNROLL for (int i = 0; i < N; i++) UNROLL for (int v = 0; v < V; v++)
+            sum[i][v] = M::mul(sum[i][v], x[v], p + i * 4);
     }
     UNROLL for (int i = 0; i < N; i++) UNROLL for (int v = 0; v < V; v++)
         store(sums + i * columns + v * LANES, sum[i][v]);
+}
+
+// The same for W chunks and a whole tile of few queries, whose weights lie one after the other; half of the next tile,
+// the rows that `scores_of_few` leaves out, is on its way into the cache.
+template <class M, int N, int W>
+ALONE void add_few(const char* const* rows, const char* const* next, int64_t at, const char* p, const float* keep,
+                   float* sums, int64_t columns) {
+    constexpr int V = M::VECTORS, STEPS = TILE_FEW / M::PER, STRIDE = TILE_FEW * 4 / M::PER;
+    Floats sum[W][N][V];
+    UNROLL for (int w = 0; w < W; w++) UNROLL for (int i = 0; i < N; i++) UNROLL for (int v = 0; v < V; v++)
+        sum[w][i][v] = load<Floats>(sums + i * columns + (w * V + v) * LANES) * keep[i];
+    UNROLL for (int t = 0; t < STEPS; t++) {
+        UNROLL for (int w = 0; w < W; w++) {
+            decltype(M::units(p)) x[V];
+            M::columns(rows + t * M::PER, at + w * 64, x);
+            UNROLL for (int i = 0; i < N; i++) UNROLL for (int v = 0; v < V; v++)
+                sum[w][i][v] = M::mul(sum[w][i][v], x[v], p + i * STRIDE + t * 4);
+            if (t < TILE_FEW / 2) __builtin_prefetch(next[t] + at + w * 64, 0, 3);
+        }
+    }
+    UNROLL for (int w = 0; w < W; w++) UNROLL for (int i = 0; i < N; i++) UNROLL for (int v = 0; v < V; v++)
+        store(sums + i * columns + (w * V + v) * LANES, sum[w][i][v]);
 }
 
 // take(N, x) for as many of N = MOST at x = 0, MOST, ..., and then of halves of it, as fill [x, n)
@@ -156,6 +213,23 @@ NAUTILE_INLINE void in_parts(int64_t n, Take take, int64_t x = 0) {
     for (; x + MOST <= n; x += MOST) take(std::integral_constant<int, MOST>(), x);
     if constexpr (MOST > 1)
         if (x < n) in_parts<MOST / 2>(n, take, x);
+}
+
+NAUTILE_INLINE Floats all(float x) { return zeros() + x; }
+NAUTILE_INLINE Ints all_ints(int64_t x) { return Ints{} + int32_t(x); }
+NAUTILE_INLINE Ints lane_numbers() {
+    Ints i;
+    for (int l = 0; l < LANES; l++) i[l] = l;
+    return i;
+}
+NAUTILE_INLINE float highest(Floats x) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_max_ps((__m512)x);
+#else
+    float high = x[0];
+    for (int l = 1; l < LANES; l++) high = std::max(high, x[l]);
+    return high;
+#endif
 }
 
 template <class Cell, class T>
@@ -175,6 +249,10 @@ NAUTILE_INLINE Ints rounded(Floats x) {
     return wide + 0x7fff + ((wide >> 16) & 1);
 }
 
+struct Rows {
+    const char *c[TILE], *rope[TILE];
+};
+
 template <class M, class T> struct Worker {
     const Problem& p;
     int64_t X, width, c_chunks, chunks, columns, units, tile;
@@ -184,7 +262,7 @@ template <class M, class T> struct Worker {
     char *q, *panel, *weights;
     float *scores, *keep;
     int64_t* limit;
-    const char *c[TILE], *rope[TILE];
+    Rows tiles[2];
 
     explicit Worker(const Problem& problem) : p(problem) {
         constexpr int64_t E = 16 * M::PER;
@@ -236,34 +314,27 @@ template <class M, class T> struct Worker {
         }
     }
 
-    NAUTILE_INLINE_MEMBER int64_t block_of(int64_t b, int64_t t) const {
-        return p.table ? p.table[b * p.table_width + t / p.page] : b;
-    }
-
-    // Where the rows lie; places after the n-th repeat it and will weigh nothing.
-    void take_rows(int64_t b, int64_t first, int64_t n) {
-        constexpr int64_t E = 16 * M::PER;
-        for (int64_t i = 0; i < tile; i++) {
-            int64_t t = first + std::min(i, n - 1), block = block_of(b, t), row = t % p.page;
-            const T* from_c = (const T*)p.c + block * p.c_block + row * p.c_row;
-            const T* from_r = (const T*)p.rope + block * p.r_block + row * p.r_row;
-            c[i] = (const char*)from_c, rope[i] = (const char*)from_r;
-            if (in_place) continue;
-            char* to = panel + i * chunks * 64;
-            copy_row<typename M::Cell>(from_c, p.C, columns, to);
-            copy_row<typename M::Cell>(from_r, p.R, chunks * E - columns, to + c_chunks * 64);
-            c[i] = to, rope[i] = to + c_chunks * 64;
+    // Where n rows from `first` on lie; places after the n-th repeat it and will weigh nothing.
+    void find(int64_t b, int64_t first, int64_t n, Rows& rows) const {
+        for (int64_t i = 0; i < n;) {
+            const int64_t t = first + i, row = t % p.page, end = std::min(n, i + p.page - row);
+            const int64_t block = p.table ? p.table[b * p.table_width + t / p.page] : b;
+            const char* from_c = (const char*)((const T*)p.c + block * p.c_block + row * p.c_row);
+            const char* from_r = (const char*)((const T*)p.rope + block * p.r_block + row * p.r_row);
+            const int64_t c_row = p.c_row * sizeof(T), r_row = p.r_row * sizeof(T);
+            for (; i < end; i++, from_c += c_row, from_r += r_row) rows.c[i] = from_c, rows.rope[i] = from_r;
         }
+        for (int64_t i = n; i < tile; i++) rows.c[i] = rows.c[n - 1], rows.rope[i] = rows.rope[n - 1];
     }
 
-    // Part `part` of `parts` of the rows that come after this tile, on their way into the cache.
-    NAUTILE_INLINE_MEMBER void fetch(int64_t b, int64_t first, int64_t n, int64_t part, int64_t parts) const {
-        for (int64_t i = n * part / parts; i < n * (part + 1) / parts; i++) {
-            int64_t t = first + i, block = block_of(b, t), row = t % p.page;
-            const char* c = (const char*)((const T*)p.c + block * p.c_block + row * p.c_row);
-            const char* r = (const char*)((const T*)p.rope + block * p.r_block + row * p.r_row);
-            for (int64_t j = 0; j < p.C * (int64_t)sizeof(T); j += 64) __builtin_prefetch(c + j, 0, 3);
-            for (int64_t j = 0; j < p.R * (int64_t)sizeof(T); j += 64) __builtin_prefetch(r + j, 0, 3);
+    // Rows as they are multiplied.
+    void take_rows(Rows& rows) {
+        constexpr int64_t E = 16 * M::PER;
+        for (int64_t i = 0; i < tile && !in_place; i++) {
+            char* to = panel + i * chunks * 64;
+            copy_row<typename M::Cell>((const T*)rows.c[i], p.C, columns, to);
+            copy_row<typename M::Cell>((const T*)rows.rope[i], p.R, chunks * E - columns, to + c_chunks * 64);
+            rows.c[i] = to, rows.rope[i] = to + c_chunks * 64;
         }
     }
 
@@ -301,6 +372,30 @@ template <class M, class T> struct Worker {
         store(total + v * LANES, sum);
     }
 
+    // The same for one of few queries, whose scores lie one after the other.
+    void soften_few(int64_t x, int64_t first, int64_t n, float* top, float* total) {
+        constexpr int V = TILE_FEW / LANES;
+        const float* s = scores + x * TILE_FEW;
+        const int64_t count = std::min(n, limit[x] - first);
+        Floats w[V], high = all(top[x]);
+        UNROLL for (int v = 0; v < V; v++) {
+            w[v] = load<Floats>(s + v * LANES) * (float(p.scale) * LOG2E);
+            w[v] = lane_numbers() + v * LANES < all_ints(count) ? w[v] : all(-std::numeric_limits<float>::infinity());
+            high = w[v] > high ? w[v] : high;
+        }
+        const Floats old = all(top[x]);
+        high = all(top[x] = highest(high));
+        const Floats kept = exp2(old - high);
+        Floats sum = {};
+        UNROLL for (int v = 0; v < V; v++) {
+            w[v] = exp2(w[v] - high);
+            M::put_weights(w[v], weights + (x * TILE_FEW + v * LANES) * (4 / M::PER));
+            sum += w[v];
+        }
+        keep[x] = kept[0];
+        total[x] = total[x] * kept[0] + nautile::sum(sum);
+    }
+
     // Rows [first, end) of sequence b into sums [X, columns], maxima and totals [width].
     void run(int64_t b, int64_t first, int64_t end, float* sums, float* top, float* total) {
         take_queries(b);
@@ -308,17 +403,27 @@ template <class M, class T> struct Worker {
         std::fill(total, total + width, 0.0f);
         std::fill(sums, sums + X * columns, 0.0f);
         const int64_t vectors = width / LANES, q_vector = units * sizeof(Floats);
+        int turn = 0;
         for (int64_t t = first; t < end; t += tile) {
             const int64_t n = std::min(tile, end - t);
-            const int64_t ahead = t + n, coming = std::min(tile, end - ahead);
-            take_rows(b, t, n);
-            for (int64_t i = 0; few && i < n; i += ROWS_FEW) {
-                auto some = [&](auto count, int64_t x) {
-                    scores_of_few<M, decltype(count)::value>(q + x * units * 4, units * 4, c + i, rope + i, c_chunks,
-                                                             chunks - c_chunks, scores + i * width + x, width);
-                };
-                in_parts<4>(X, some);
-            }
+            const int64_t ahead = t + n, coming = std::max<int64_t>(0, std::min(tile, end - ahead));
+            Rows &now = tiles[turn], &next = tiles[turn ^= 1];
+            if (t == first) find(b, t, n, now);
+            if (coming > 0)
+                find(b, ahead, coming, next);
+            else
+                next = now;
+            take_rows(now);
+            const char *const *c = now.c, *const *rope = now.rope;
+            const int64_t c_bytes = c_chunks * 64, r_bytes = (chunks - c_chunks) * 64;
+            for (int64_t i = 0; few && i < TILE_FEW; i += GROUP)
+                in_parts<HEADS_FEW>(X, [&](auto count, int64_t x) {
+                    constexpr int N = decltype(count)::value, G = N <= 2 ? GROUP : GROUP / 2;
+                    for (int64_t j = i; j < i + GROUP; j += G)
+                        scores_of_few<M, N, G>(q + x * units * 4, units * 4, c + j, rope + j, next.c + j / 2,
+                                               next.rope + j, c_bytes, r_bytes, scores + x * TILE_FEW + j);
+                });
+            for (int64_t x = 0; few && x < X; x++) soften_few(x, t, n, top, total);
             int64_t v = few ? vectors : 0;
             for (; v + 2 <= vectors; v += 2)
                 for (int64_t i = 0; i < n; i += ROWS_TWO)
@@ -328,14 +433,25 @@ template <class M, class T> struct Worker {
                 for (int64_t i = 0; i < n; i += ROWS_ONE)
                     scores_of<M, 1, ROWS_ONE>(q + v * q_vector, c + i, rope + i, c_chunks, chunks - c_chunks,
                                               scores + i * width + v * LANES, width);
-            for (v = 0; v < vectors; v++) soften(v, t, n, top, total);
+            for (v = few ? vectors : 0; v < vectors; v++) soften(v, t, n, top, total);
+            if (few)
+                in_parts<CHUNKS_FEW>(c_chunks, [&](auto some, int64_t chunk) {
+                    constexpr int W = decltype(some)::value;
+                    in_parts<HEADS_FEW>(X, [&](auto count, int64_t x) {
+                        add_few<M, decltype(count)::value, W>(c, next.c + TILE_FEW / 2, chunk * 64,
+                                                              weights + x * TILE_FEW * 4 / M::PER, keep + x,
+                                                              sums + chunk * 16 * M::PER + x * columns, columns);
+                    });
+                });
             const int64_t steps = (n + M::PER - 1) / M::PER;
-            for (int64_t chunk = 0; chunk < c_chunks; chunk++) {
-                if (coming > 0) fetch(b, ahead, coming, chunk, c_chunks);
+            for (int64_t i = 0; !few && i < n; i++)
+                for (int64_t j = 0; j < r_bytes; j += 64) __builtin_prefetch(next.rope[i] + j, 0, 3);
+            for (int64_t chunk = 0; !few && chunk < c_chunks; chunk++) {
                 float* out = sums + chunk * 16 * M::PER;
                 in_parts<HEADS>(X, [&](auto count, int64_t x) {
-                    add_rows<M, decltype(count)::value>(c, chunk * 64, weights + x * 4, width, steps, keep + x,
-                                                        out + x * columns, columns);
+                    constexpr int N = decltype(count)::value;
+                    const auto add = x == 0 ? add_rows<M, N, true> : add_rows<M, N, false>;
+                    add(c, next.c, chunk * 64, weights + x * 4, width, steps, keep + x, out + x * columns, columns);
                 });
             }
         }
