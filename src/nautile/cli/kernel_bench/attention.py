@@ -22,11 +22,11 @@ def cases(small: bool, quick: bool) -> list[Case]:
     heads = (16, 128) if small or not quick else (128,)
     found = [Case("paged_mla_decode", f"b{B} h{H} t{T} bf16", lambda d, H=H: dense_decode(d, B, H, T)) for H in heads]
     found.append(Case("paged_sparse_mla_decode", f"b{B} h128 t{T} k{K} fp8", lambda d: sparse_decode(d, B, 128, T, K)))
-    S, rows, H = (16, 1024, 16) if small else (4096, 32768, 128)
-    found.append(
-        Case("sparse_mla_prefill", f"s{S} h{H} t{rows} k{K // 2 if small else K} bf16",
-             lambda d: sparse_prefill(d, S, H, rows, K // 2 if small else K))
-    )  # fmt: skip
+    sparse = (16, 16, 1024, 512) if small else (4096, 128, 32768, 2048)
+    shape = "s{} h{} t{} k{} bf16".format(*sparse)
+    found.append(Case("sparse_mla_prefill", shape, lambda d: sparse_prefill(d, *sparse)))
+    shape = f"{shape}, forward and backward"
+    found.append(Case("sparse_mla_prefill", shape, lambda d: sparse_training(d, *sparse)))
     S, rows = (16, 2048) if small else (2048, 65536)
     found.append(Case("mqa_logits", f"s{S} t{rows} j64 i128 fp8", lambda d: logits(d, S, rows)))
     found.append(Case("top_rows", f"s{S} t{rows} k{rows // 32}", lambda d: top_rows(d, S, rows, rows // 32)))
@@ -89,6 +89,24 @@ def sparse_prefill(device: torch.device, S: int, H: int, T: int, K: int) -> Read
         example=q,
         flops=2 * S * H * K * (X + V),
         moved=nbytes(q, kv, rows) + S * H * V * 2,
+        factors="bfloat16",
+    )
+
+
+def sparse_training(device: torch.device, S: int, H: int, T: int, K: int) -> Ready:
+    """The same in training: two products forward, five backward. Every row named is read and gets a gradient."""
+    q, kv = (torch.randn(*shape, X, device=device).bfloat16().requires_grad_() for shape in ((S, H), (T,)))
+    rows = torch.randint(0, T, (S, K), dtype=torch.int32, device=device)
+    upstream = torch.randn(S, H, V, device=device).bfloat16()
+
+    def work() -> None:
+        torch.autograd.grad(ops.sparse_mla_prefill(q, kv, rows, X**-0.5)[0], (q, kv), upstream)
+
+    return Ready(
+        run=work,
+        example=q,
+        flops=2 * S * H * K * (X + V + 3 * X + 2 * V),
+        moved=2 * nbytes(q, kv, rows, upstream),
         factors="bfloat16",
     )
 
