@@ -1,4 +1,4 @@
-"""torch.compile keeps ops with kernels of their own as nodes and traces the references of the others: no graph breaks."""
+"""torch.compile keeps ops with kernels of their own as nodes and traces the references of others: no graph breaks."""
 
 import pytest
 import torch
