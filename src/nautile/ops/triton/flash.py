@@ -77,11 +77,17 @@ class Launch(NamedTuple):
 
 
 SMALL = Launch(32, 32, 8, 1)
-"""For rows of more than a KiB, as those of float32: without tensor cores registers run out sooner."""
+"""For rows of 16-bit numbers of more than a KiB."""
 
 
 def forward_launch(widths: Widths, element_size: int) -> Launch:
-    """Tiles by the bytes of a row of q and v: as many as 227 KiB and 255 registers of a thread hold."""
+    """Tiles by the bytes of a row of q and v: as many as 227 KiB and 255 registers of a thread hold.
+
+    Float32 has no tensor cores: a thread holds all numbers of the rows and columns that it multiplies, and registers
+    run out sooner.
+    """
+    if element_size > 2:
+        return Launch(32 if widths.total <= 128 else 16, 32, 8, 1)
     row = widths.total * element_size
     if row > 1024:
         return SMALL
@@ -90,12 +96,18 @@ def forward_launch(widths: Widths, element_size: int) -> Launch:
 
 def keys_launch(widths: Widths, element_size: int) -> Launch:
     """Two sums of `keys` rows stay in registers for the whole loop over queries."""
+    if element_size > 2:
+        return Launch(16 if widths.total > 320 else 32, 16 if widths.total <= 128 else 32, 8, 1)
     row = widths.total * element_size
-    return SMALL if row > 1024 else Launch(64 if row <= 512 else 32, 64, 8, 2)
+    if row > 1024:
+        return Launch(32, 16, 8, 1)
+    return Launch(64 if row <= 512 else 32 if row <= 768 else 16, 64, 8, 2)
 
 
 def queries_launch(widths: Widths, element_size: int) -> Launch:
     """One sum of `queries` rows stays in registers."""
+    if element_size > 2:
+        return SMALL if widths.total <= 128 else Launch(16, 32, 8, 2)
     row = widths.total * element_size
     return SMALL if row > 1024 else Launch(128 if row <= 640 else 64, 64, 8, 2)
 

@@ -66,14 +66,32 @@ class Tile(NamedTuple):
     num_stages: int
 
 
-def tile_for(operands: Operands, backward: bool) -> Tile:
+def tile_for(heads: int, c_tile: int, element_size: int, backward: bool) -> Tile:
     """Blocks of heads and places. A sum as wide as a latent fills the registers: 64 heads of it forward, and 32
-    backward, where two factors of its size stay in shared memory beside the gathered rows.
+    backward, where two factors of its size stay in shared memory beside the gathered rows. Of latents wider than 512
+    numbers neither has room for more than 16. Few numbers per thread do better with fewer threads or fewer places.
     """
-    heads = max(16, next_power_of_two(operands.q_BSHC.shape[2]))
-    if operands.q_BSHC.element_size() > 2:
-        return Tile(16, 16, 8, 1)
-    return Tile(min(heads, 32 if backward else 64), 64, 8, 2)
+    if element_size > 2:
+        return Tile(16, 16, 8, 1 if backward else 2)
+    heads = max(16, next_power_of_two(heads))
+    if c_tile > 512:
+        return Tile(16, 32, 8, 2)
+    if backward:
+        return Tile(min(heads, 32), 64 if c_tile > 128 else 32, 8, 2)
+    return Tile(min(heads, 64), 64, 4 if heads == 16 else 8, 2)
+
+
+class Parts(NamedTuple):
+    columns: int
+    heads: int
+    places: int
+
+
+def parts_for(heads: int, c_tile: int, element_size: int) -> Parts:
+    """Blocks of the gradient of rows: columns of a latent at a time, heads, and places."""
+    if element_size > 2:
+        return Parts(min(32, c_tile), 32, 32)
+    return Parts(min(64, c_tile), min(128, max(16, next_power_of_two(heads))), 64)
 
 
 def forward(operands: Operands, sink_H: Tensor | None, scale: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -81,7 +99,7 @@ def forward(operands: Operands, sink_H: Tensor | None, scale: float) -> tuple[Te
     q = operands.q_BSHC
     out = q.new_empty(q.shape)
     largest, lse = (q.new_empty(q.shape[:3], dtype=torch.float32) for _ in range(2))
-    tile = tile_for(operands, backward=False)
+    tile = _tile(operands, backward=False)
     B, (S, H, _, _) = q.shape[0], operands.sizes
     if out.numel():
         attend_rows[(B * S * triton.cdiv(H, tile.heads),)](
@@ -97,7 +115,7 @@ def backward_queries(
     scale: float,
 ) -> None:  # fmt: skip
     """Writes the gradients of the queries. `lse` holds the sink; outputs are views of which [B, S] is one dimension."""
-    tile = tile_for(operands, backward=True)
+    tile = _tile(operands, backward=True)
     B, (S, H, _, _) = grad.shape[0], operands.sizes
     if not dq_BSHC.numel():
         return
@@ -115,16 +133,14 @@ def backward_rows(operands: Operands, grad: Tensor, lse_BSH: Tensor, delta_BSH: 
     C, R, c_tile, r_tile = operands.widths
     # What unused places write apart ends in a row behind the last.
     total = torch.zeros(B, T + 1, C + R, dtype=torch.float32, device=grad.device)
-    wide = operands.q_BSHC.element_size() > 2
-    heads = min(32 if wide else 128, max(16, next_power_of_two(H)))
-    places = 32 if wide else 64
+    parts = parts_for(H, c_tile, operands.q_BSHC.element_size())
 
     def launch(into: Tensor, first: int, count: int, atomic: bool) -> None:
         dc, dk_rope = into[..., :C], into[..., C:]
-        gradients_of_rows[(count * triton.cdiv(K, places),)](
+        gradients_of_rows[(count * triton.cdiv(K, parts.places),)](
             *operands, grad, lse_BSH, delta_BSH, dc, dk_rope if R else dc, *operands.strides,
             *dc.stride()[:2], *dk_rope.stride()[:2], *operands.sizes, first, scale,
-            C, R, min(64, c_tile), r_tile, heads, places, operands.length_BS is not None, atomic,
+            C, R, parts.columns, r_tile, parts.heads, parts.places, operands.length_BS is not None, atomic,
             num_warps=8, num_stages=2,
         )  # fmt: skip
 
@@ -143,6 +159,11 @@ def backward_rows(operands: Operands, grad: Tensor, lse_BSH: Tensor, delta_BSH: 
         launch(apart, first, count, atomic=False)
         total.flatten(0, 1).index_add_(0, rows_NK[first : first + count].flatten(), apart.flatten(0, 1))
     return total[:, :T]
+
+
+def _tile(operands: Operands, backward: bool) -> Tile:
+    q = operands.q_BSHC
+    return tile_for(q.shape[2], operands.widths[2], q.element_size(), backward)
 
 
 def deltas(grad: Tensor, out: Tensor) -> Tensor:

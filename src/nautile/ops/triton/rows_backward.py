@@ -38,10 +38,12 @@ def gradients_of_row_queries(
         row, valid = named(rows_ptr + query * K, start + tl.arange(0, PLACES), end, T)
         c = gather(c_ptr + b * c_b, row, valid, c_t, C, C_TILE)
         k_rope = c
-        x = tl.dot(q, c.T, input_precision="ieee")
+        # The short product first: behind the long one float32 spills kilobytes of registers.
+        x = tl.zeros([HEADS, PLACES], tl.float32)
         if R > 0:
             k_rope = gather(k_rope_ptr + b * k_b, row, valid, k_t, R, R_TILE)
             x = tl.dot(q_rope, k_rope.T, x, input_precision="ieee")
+        x = tl.dot(q, c.T, x, input_precision="ieee")
         p = tl.where(valid[None, :], tl.exp2((x * scale - lse[:, None]) * LOG2_E), 0.0)
         ds = p * (tl.dot(do, c.T, input_precision="ieee") - delta[:, None])
         ds = ds.to(c.dtype)
