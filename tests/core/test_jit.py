@@ -5,7 +5,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -133,6 +135,41 @@ def test_a_folder_that_cannot_be_written_is_a_reason(tmp_path: Path, monkeypatch
     (tmp_path / "file").touch()
     monkeypatch.setenv("NAUTILE_CACHE", str(tmp_path / "file"))
     assert "NAUTILE_CACHE" in (jit.why_no_cxx() or "")
+
+
+@needs_cxx
+def test_a_folder_that_everybody_may_write_to_is_not_used(source: Path, tmp_path: Path) -> None:
+    load(source)
+    folder = tmp_path / "cache" / "jit"
+    assert not folder.stat().st_mode & 0o022
+    assert not any(made.stat().st_mode & 0o022 for made in folder.iterdir())
+    folder.chmod(0o777)
+    forget()
+    with pytest.raises(PermissionError, match=f"chmod o-w {folder}"):
+        load(source)
+    assert "chmod o-w" in (jit.why_no_cxx() or "")
+
+
+@pytest.mark.parametrize(("owner", "me", "refused"), [(7, 8, True), (8, 8, False), (0, 8, False), (7, 0, False)])
+def test_a_folder_of_another_user_is_not_used(
+    owner: int, me: int, refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(jit.os, "getuid", lambda: me)
+        patched.setattr(jit.Path, "stat", lambda folder: SimpleNamespace(st_mode=0o40755, st_uid=owner))
+        with pytest.raises(PermissionError, match="another user") if refused else nullcontext():
+            jit._refuse_others(tmp_path)
+
+
+@needs_cxx
+def test_a_user_without_a_home_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("NAUTILE_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(jit.Path, "home", homeless)
+    assert "Could not determine home directory" in (jit.why_no_cxx() or "")
 
 
 @needs_nvcc

@@ -5,7 +5,8 @@ compiler's version and, because of ``-march=native``, the processor's features. 
 never loaded on another that shares its home folder. A compiler that is missing or of no use is a reason, not an error:
 the ``why_no_…`` functions tell it, and the caller runs something else.
 
-The folder is ``$NAUTILE_CACHE/jit``, or ``nautile/jit`` in the user's cache folder. It may be deleted at any time.
+The folder is ``$NAUTILE_CACHE/jit``, or ``nautile/jit`` in the user's cache folder. It may be deleted at any time. One
+that everybody may write to, or that belongs to another user than root, is not used.
 """
 
 import ctypes
@@ -13,6 +14,7 @@ import hashlib
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -38,7 +40,10 @@ def cache_folder() -> Path:
     if chosen:
         return Path(chosen).expanduser() / "jit"
     home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "nautile" / "jit"
+    try:
+        return (Path(home) if home else Path.home() / ".cache") / "nautile" / "jit"
+    except RuntimeError as error:  # a user without an entry, as in some containers
+        raise FileNotFoundError(f"{error} set NAUTILE_CACHE to a folder of yours") from error
 
 
 @cache
@@ -55,7 +60,7 @@ def why_no_cxx() -> str | None:
     except CompileError as error:
         return f"{compiler} does not compile a test: {error.why.splitlines()[0] if error.why else error.what}"
     except OSError as error:
-        return f"what {compiler} compiles cannot be kept in {cache_folder()} (NAUTILE_CACHE) and loaded: {error}"
+        return f"what {compiler} compiles cannot be kept (NAUTILE_CACHE names a folder for it) and loaded: {error}"
     return None
 
 
@@ -132,9 +137,10 @@ def _built(
 ) -> Path:
     """The file in the cache, made by `steps` in a folder of its own and moved there in one go."""
     target = cache_folder() / f"{source.stem}-{key}{suffix}"
+    target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    _refuse_others(target.parent)
     if target.exists():
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
     log.log(f"compiling {source.name} once for this machine, into {target.parent}")
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".making-") as folder:
         made = Path(folder) / target.name
@@ -147,8 +153,24 @@ def _built(
                     (done.stderr or done.stdout).strip()[-4000:],
                     "NAUTILE_OPS=reference runs without compiled code; the message above says what the compiler minds",
                 )
+        made.chmod(0o755)  # whatever the umask is
         made.replace(target)
     return target
+
+
+def _refuse_others(folder: Path) -> None:
+    """Raise `PermissionError` if others may put files into `folder`: names are predictable, and what is there runs."""
+    if os.name != "posix":
+        return
+    status, me = folder.stat(), os.getuid()
+    if status.st_mode & stat.S_IWOTH:
+        raise PermissionError(
+            f"everybody may write to {folder}, so others could have their code run: chmod o-w {folder}"
+        )
+    if me and status.st_uid not in (0, me):
+        raise PermissionError(
+            f"{folder} belongs to another user, whose code would run: NAUTILE_CACHE names another one"
+        )
 
 
 def _key(files: Sequence[Path], command: Sequence[str], machine_: str) -> str:
