@@ -172,6 +172,9 @@ def test_moving_nothing(backend: str) -> None:
         x_TD = torch.empty(0, 5, requires_grad=True)
         ops.combine_tokens(ops.permute_tokens(x_TD, none), none).sum().backward()
         assert x_TD.grad is not None, "tokens that are not there have a gradient of no rows"
+        weights_TK = torch.empty(0, 2, requires_grad=True)
+        ops.combine_tokens(torch.empty(0, 5), none, weights_TK).sum().backward()
+        assert weights_TK.grad is not None, "nor do their weights fall out of the graph"
         assert ops.permute_tokens(torch.full((3, 5), NAN), nobody).tolist() == [[0.0] * 5] * 6
         assert ops.combine_tokens(torch.full((6, 5), NAN), nobody).tolist() == [[0.0] * 5] * 3
 

@@ -54,7 +54,9 @@ def combine_tokens(y_RD: Tensor, choice_R: Tensor, row_TK: Tensor, weights_TK: T
     zero = torch.zeros((), dtype=wide, device=y_RD.device)
     total_TD = zero.expand(len(row_TK), y_RD.shape[1])
     if not len(y_RD):
-        total_TD = total_TD + y_RD.sum(0).to(wide)  # no rows: 0, which keeps y in autograd's graph
+        total_TD = total_TD + y_RD.sum(0).to(wide)  # no rows: 0, which keeps y and the weights in autograd's graph
+        if weights_TK is not None:
+            total_TD = total_TD + weights_TK.sum()
     else:
         for k, row_T in enumerate(row_TK.unbind(1)):
             missing_T = row_T < 0
