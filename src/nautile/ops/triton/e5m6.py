@@ -35,11 +35,11 @@ def quantize_e5m6(x: Tensor, block: int) -> tuple[Tensor, Tensor]:
 
 def dequantize_e5m6(data: Tensor, scale: Tensor, block: int, dtype: torch.dtype) -> Tensor:
     """See `nautile.ops.dequantize_e5m6`."""
-    words = data.contiguous().view(torch.int32)
-    *lead, three = words.shape
-    C = three // 3 * 8
+    *lead, size = data.shape
+    C = size // 3 * 2
     y = torch.empty(*lead, C, dtype=dtype, device=data.device)
     if y.numel():
+        words = data.contiguous().view(torch.int32)
         R, tile = prod(lead), (16, 128)
         grid = (triton.cdiv(R, tile[0]) * triton.cdiv(C, tile[1]),)
         _unpack_rows[grid](words, scale.contiguous(), y, R, C, block, *tile)

@@ -42,7 +42,7 @@ def dequantize_fp8(x: Fp8Tensor, dtype: torch.dtype) -> Tensor:
     if y.numel():
         data, scale, flat = (_stack(z) for z in (x.data, x.scale, y))
         tile = (16, 128)
-        grid = (triton.cdiv(R, tile[0]) * triton.cdiv(C, tile[1]), data.shape[0])
+        grid = (triton.cdiv(R, tile[0]) * triton.cdiv(C, tile[1]) * data.shape[0],)
         _dequantize[grid](data, scale, flat, R, C, *data.stride(), *scale.stride(), *flat.stride(), *x.block, *tile)
     return y
 
@@ -59,7 +59,7 @@ def _quantized(x: Tensor, x_scale: Tensor | None, x_block: Block, block: Block, 
             r, c, R, C, x_block = c, r, C, R, x_block[::-1]
         tile_c = next_power_of_two(c)
         rows = max(1, min(TILE // tile_c, next_power_of_two(R))) if r == 1 else r
-        grid = (triton.cdiv(R, rows) * triton.cdiv(C, c), tensors[0].shape[0])
+        grid = (triton.cdiv(R, rows) * triton.cdiv(C, c) * tensors[0].shape[0],)  # other axes end at 65535
         xs, ds, ss = tensors
         _quantize[grid](
             xs, given, ds, ss, R, C,
@@ -98,14 +98,20 @@ def magnitude(x):
 
 
 @triton.jit
+def _place(height, across):
+    """Row and column of this program's tile in its matrix of height × across tiles, and the matrix, in 64 bits."""
+    place, matrix = tl.program_id(0) % (height * across), tl.program_id(0) // (height * across)
+    return place // across, place % across, matrix.to(tl.int64)
+
+
+@triton.jit
 def _quantize(
     x, x_scale, data, scale, R, C,
     xb, xr, xc, gb, gr, gc, db, dr, dc, sb, sr, sc,
     GIVEN_R: tl.constexpr, GIVEN_C: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     TILE_R: tl.constexpr, TILE_C: tl.constexpr, WHOLE: tl.constexpr, UE8M0: tl.constexpr,
 ):  # fmt: skip
-    across = tl.cdiv(C, COLUMNS)
-    down, j, b = tl.program_id(0) // across, tl.program_id(0) % across, tl.program_id(1).to(tl.int64)
+    down, j, b = _place(tl.cdiv(R, ROWS), tl.cdiv(C, COLUMNS))
     i_R, i_C = tl.arange(0, TILE_R), tl.arange(0, TILE_C)
     row_R, column_C = down.to(tl.int64) * ROWS + i_R, j.to(tl.int64) * COLUMNS + i_C
     inside_R, inside_C = (i_R < ROWS) & (row_R < R), (i_C < COLUMNS) & (column_C < C)
@@ -131,8 +137,7 @@ def _dequantize(
     data, scale, y, R, C, db, dr, dc, sb, sr, sc, yb, yr, yc,
     GIVEN_R: tl.constexpr, GIVEN_C: tl.constexpr, TILE_R: tl.constexpr, TILE_C: tl.constexpr,
 ):  # fmt: skip
-    across = tl.cdiv(C, TILE_C)
-    down, j, b = tl.program_id(0) // across, tl.program_id(0) % across, tl.program_id(1).to(tl.int64)
+    down, j, b = _place(tl.cdiv(R, TILE_R), tl.cdiv(C, TILE_C))
     row_R = down.to(tl.int64) * TILE_R + tl.arange(0, TILE_R)
     column_C = j.to(tl.int64) * TILE_C + tl.arange(0, TILE_C)
     inside = (row_R < R)[:, None] & (column_C < C)[None, :]
