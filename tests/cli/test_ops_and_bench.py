@@ -89,7 +89,7 @@ def tiny(monkeypatch):
 
 
 def test_bench_measures_prints_and_writes(tiny, tmp_path, capsys):
-    out = tmp_path / "kernels.json"
+    out = tmp_path / "new" / "kernels.json"
     assert bench.main(["kernels", "--device", "cpu", "--seconds", "0.01", "--threads", "1", "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     found = json.loads(out.read_text())

@@ -58,9 +58,10 @@ def main(argv: Sequence[str]) -> int:
 
     torch.set_num_threads(args.threads or cores())
     device = torch_device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    rows: list[Measured] = []
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)  # now, not after minutes of measuring
     shown = _Lines(quiet=args.json)
-    found = report(device, quick=args.quick, only=args.only, seconds=args.seconds, each=lambda m: shown.add(m, rows))
+    found = report(device, quick=args.quick, only=args.only, seconds=args.seconds, each=shown.add)
     if args.out:
         args.out.write_text(json.dumps(found, indent=2) + "\n")
     if args.json:
@@ -81,11 +82,9 @@ class _Lines:
         if not quiet:
             print(self._line(self.HEAD), flush=True)
 
-    def add(self, measured: "Measured", rows: "list[Measured]") -> None:
-        rows.append(measured)
+    def add(self, m: "Measured") -> None:
         if self.quiet:
             return
-        m = measured
         cells = (
             m.op,
             m.shape,

@@ -105,21 +105,22 @@ def by_grouped_mm(
 
 
 def contiguous(device: torch.device, G: int, M: int, N: int, K: int) -> Ready:
-    """Rows of G groups, each times its own matrix."""
+    """M rows of each of G groups, times its own matrix; the baseline's rows follow without padding."""
     rows = aligned(M)
     a, b = torch.randn(G * rows, K, device=device).bfloat16(), torch.randn(G, N, K, device=device).bfloat16()
     left, right = ops.quantize_fp8(a), ops.quantize_fp8(b, (128, 128))
     place = torch.arange(G * rows, device=device, dtype=torch.int32)
     layout = torch.where(place % rows < M, place // rows, -1).to(torch.int32)
     out = torch.empty(G * rows, N, dtype=torch.bfloat16, device=device)
-    ends = torch.arange(1, G + 1, dtype=torch.int32, device=device) * rows
+    used = layout >= 0
+    real, ends = a[used], torch.arange(1, G + 1, dtype=torch.int32, device=device) * M
     return Ready(
         run=lambda: ops.grouped_fp8_gemm(left, right, layout, out),
         example=left.data,
         flops=2 * G * M * N * K,
-        moved=_fp8_bytes(left, right) + nbytes(out),
+        moved=_fp8_bytes(Fp8Tensor(left.data[: G * M], left.scale[: G * M], left.block), right) + nbytes(out),
         factors="float8_e4m3fn",
-        baseline=lambda: torch._grouped_mm(a, b.mT, offs=ends),
+        baseline=lambda: torch._grouped_mm(real, b.mT, offs=ends),
         baseline_name="torch _grouped_mm bf16",
     )
 
