@@ -139,3 +139,11 @@ def test_bad_input_is_told(name: str, dtype: torch.dtype) -> None:
     with pytest.raises(ValueError) as error:
         call()
     assert told in str(error.value)
+
+
+def test_no_backend_makes_a_graph(dtype: torch.dtype) -> None:
+    a, b = (x.requires_grad_() for x in (normal(dtype, 16, 8), normal(dtype, 1, 8, 8)))
+    layout, counts, ends = (torch.tensor(x, dtype=torch.int32) for x in ([0] * 16, [16], [16]))
+    assert not ops.grouped_gemm(a, b, layout, alignment=16).requires_grad
+    assert not ops.masked_gemm(a[None], b, counts).requires_grad
+    assert not ops.k_grouped_gemm(a, a, ends, alignment=16).requires_grad

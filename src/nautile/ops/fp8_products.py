@@ -6,7 +6,8 @@ Blocks j are 128 long. Tensor cores add FP8 products with about 14 bits (DeepSee
 every block's sum is promoted: scaled and added to float32 outside of them.
 
 Operands are K-last, as the published weights are ("nt" elsewhere): A [M, K], B [N, K]; `Fp8Tensor.t()` turns one that
-is not. Groups lie in memory as `group_layout` says. M, N, K as above, G groups.
+is not. Groups lie in memory as `group_layout` says. None of this has a gradient; `nautile.ops.fp8_linear` has. M, N, K
+as above, G groups.
 """
 
 import torch
@@ -23,6 +24,7 @@ ROWS = (1, BLOCK_K)
 SQUARES = (BLOCK_K, BLOCK_K)
 
 
+@torch.no_grad()
 def fp8_gemm(
     a: Fp8Tensor,
     b: Fp8Tensor,
@@ -55,6 +57,7 @@ def fp8_gemm(
     return implementation("fp8_gemm", a.data)(a, b, c_MN, out_MN)
 
 
+@torch.no_grad()
 def grouped_fp8_gemm(
     a: Fp8Tensor,
     b: Fp8Tensor,
@@ -93,6 +96,7 @@ def grouped_fp8_gemm(
     return implementation(op, a.data)(a, b, groups_M, out_MN, alignment)
 
 
+@torch.no_grad()
 def masked_fp8_gemm(
     a: Fp8Tensor,
     b: Fp8Tensor,
@@ -129,6 +133,7 @@ def masked_fp8_gemm(
     return implementation(op, a.data)(a, b, counts_G, out_GMN)
 
 
+@torch.no_grad()
 def k_grouped_fp8_gemm(
     a: Fp8Tensor,
     b: Fp8Tensor,

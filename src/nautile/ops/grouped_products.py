@@ -1,7 +1,7 @@
 """Matrix products of several groups at once in bfloat16 or float32: the twins of the grouped ones in `fp8_products`.
 
 Groups lie in memory as `group_layout` says. Products are accumulated in float32, of float64 in float64, and rounded
-once. M rows, N columns, K summed over, G groups.
+once. None of this has a gradient. M rows, N columns, K summed over, G groups.
 """
 
 import torch
@@ -15,6 +15,7 @@ from nautile.ops.fp8_products import check_counts, checked_ends, checked_rows
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
+@torch.no_grad()
 def grouped_gemm(
     a_MK: Tensor,
     b_GNK: Tensor,
@@ -51,6 +52,7 @@ def grouped_gemm(
     return implementation(op, a_MK)(a_MK, b_GNK, groups_M, layout if psum else None, out_MN, alignment)
 
 
+@torch.no_grad()
 def masked_gemm(a_GMK: Tensor, b_GNK: Tensor, counts_G: Tensor, out_GMN: Tensor | None = None) -> Tensor:
     """One product per group, of which only the first rows are wanted: ``D_gm = A_gm · B_gᵀ`` for m < counts_g.
 
@@ -77,6 +79,7 @@ def masked_gemm(a_GMK: Tensor, b_GNK: Tensor, counts_G: Tensor, out_GMN: Tensor 
     return implementation(op, a_GMK)(a_GMK, b_GNK, counts_G, out_GMN)
 
 
+@torch.no_grad()
 def k_grouped_gemm(
     a_KM: Tensor,
     b_KN: Tensor,
