@@ -123,8 +123,8 @@ def row_map(experts_TK: Tensor, E: int, alignment: int = 1) -> RowMap:
 def permute_tokens(x_TD: Tensor, rows: RowMap) -> Tensor:
     """Each token once per choice, in the order of `rows`; padding is 0.
 
-    Differentiable: the gradient of a token is the sum over its rows, in an order that each backend chooses for itself and
-    keeps. Numbers of any dtype are moved, FP8 and its scales too.
+    Differentiable: the gradient of a token is the sum over its rows, in an order of its backend and always
+    the same. Numbers of any dtype are moved, FP8 and its scales too.
 
     Returns:
         [R, D].
