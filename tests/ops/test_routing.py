@@ -163,6 +163,19 @@ def test_strides_and_numbers_of_one_byte(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", MOVERS)
+def test_gradients_of_tokens_are_added_in_the_order_of_their_choices(backend: str) -> None:
+    """Bit for bit: of a sum in any order not even two runs agree, once torch has several threads."""
+    rows, generator = row_map(some_experts(9, 5, 7, holes=False), 7, 4), torch.Generator().manual_seed(0)
+    x, grad = torch.zeros(9, 33, requires_grad=True), torch.randn(len(rows.choice_R), 33, generator=generator)
+    with ops.use(backend):
+        ops.permute_tokens(x, rows).backward(grad)
+    want = torch.zeros(9, 33)
+    for row_T in rows.row_TK.unbind(1):
+        want += grad[row_T]
+    assert torch.equal(x.grad, want)
+
+
+@pytest.mark.parametrize("backend", MOVERS)
 def test_moving_nothing(backend: str) -> None:
     none = row_map(torch.empty(0, 2, dtype=torch.int64), 3, 4)
     nobody = row_map(torch.full((3, 2), -1), 3)
@@ -201,6 +214,12 @@ def test_each_is_one_node_of_a_compiled_graph(weighted: bool) -> None:
     for eager, compiled in zip(*found, strict=True):
         assert torch.isfinite(eager).all()
         torch.testing.assert_close(compiled, eager, rtol=1e-5, atol=1e-5)
+    graphs = []
+    torch.compile(layer, fullgraph=True, backend=lambda graph, _: graphs.append(graph.code) or graph.forward)(
+        x, scores, weights
+    )
+    for op in ("topk_gate", "permute_tokens", "combine_tokens"):
+        assert graphs[0].count(f"torch.ops.nautile.{op}") == 1, op
 
 
 def test_there_and_back_is_the_sum_of_weights() -> None:

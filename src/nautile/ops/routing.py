@@ -123,8 +123,8 @@ def row_map(experts_TK: Tensor, E: int, alignment: int = 1) -> RowMap:
 def permute_tokens(x_TD: Tensor, rows: RowMap) -> Tensor:
     """Each token once per choice, in the order of `rows`; padding is 0.
 
-    Differentiable: the gradient of a token is the sum over its rows, in an order of its backend and always
-    the same. Numbers of any dtype are moved, FP8 and its scales too.
+    Differentiable: the gradient of a token is the sum over its rows, in the order of its choices. Numbers of any dtype
+    are moved, FP8 and its scales too.
 
     Returns:
         [R, D].
@@ -139,7 +139,7 @@ def permute_tokens(x_TD: Tensor, rows: RowMap) -> Tensor:
         return implementation("permute_tokens", x_TD)(x_TD.view(torch.uint8), rows.choice_R, rows.row_TK).view(
             x_TD.dtype
         )
-    return implementation("permute_tokens", x_TD)(x_TD, rows.choice_R, rows.row_TK)
+    return _run("permute_tokens", x_TD)(x_TD, rows.choice_R, rows.row_TK)
 
 
 def combine_tokens(y_RD: Tensor, rows: RowMap, weights_TK: Tensor | None = None) -> Tensor:

@@ -1,5 +1,7 @@
 """Specification of expert selection, and of the rows of tokens that go to experts."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -39,13 +41,28 @@ def keep_groups(scores_TE: Tensor, groups_TX: Tensor, n_group: int) -> Tensor:
 
 def permute_tokens(x_TD: Tensor, choice_R: Tensor, row_TK: Tensor) -> Tensor:
     """See `nautile.ops.permute_tokens`."""
-    if not len(x_TD):
-        nothing_RD = x_TD.new_zeros(len(choice_R), x_TD.shape[1])
-        # The sum of no rows keeps x in autograd's graph, so that it gets a gradient: zeros.
-        return nothing_RD + x_TD.sum(0) if x_TD.is_floating_point() else nothing_RD
+    return _Permute.apply(x_TD, choice_R, row_TK) if x_TD.is_floating_point() else _spread(x_TD, choice_R, row_TK)
+
+
+def _spread(x_TD: Tensor, choice_R: Tensor, row_TK: Tensor) -> Tensor:
     token_R = choice_R.clamp(min=0).div(row_TK.shape[1], rounding_mode="floor")
-    wide_TD = x_TD.to(accumulate_dtype(x_TD)) if x_TD.is_floating_point() else x_TD  # for the sums of the backward
-    return torch.where(choice_R[:, None] < 0, wide_TD.new_zeros(()), wide_TD[token_R]).to(x_TD.dtype)
+    return torch.where(choice_R[:, None] < 0, x_TD.new_zeros(()), x_TD[token_R])
+
+
+class _Permute(torch.autograd.Function):
+    """Gathers in the backward pass, too: torch's own gradient of a gather adds in any order if it has several threads,
+    and equal seeds would no longer mean equal losses.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_TD: Tensor, choice_R: Tensor, row_TK: Tensor) -> Tensor:
+        ctx.save_for_backward(choice_R, row_TK)
+        return _spread(x_TD, choice_R, row_TK)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None, None]:  # pyrefly: ignore[bad-override]
+        choice_R, row_TK = ctx.saved_tensors
+        return combine_tokens(grads[0], choice_R, row_TK, None), None, None
 
 
 def combine_tokens(y_RD: Tensor, choice_R: Tensor, row_TK: Tensor, weights_TK: Tensor | None) -> Tensor:
