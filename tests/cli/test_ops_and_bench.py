@@ -52,6 +52,16 @@ def test_ops_says_why_c_does_not_run(capsys, monkeypatch):
     assert "without the C++ of decoding: no C++ compiler found" in capsys.readouterr().out
 
 
+def test_ops_shows_what_a_forced_backend_cannot_run(capsys, monkeypatch):
+    monkeypatch.setenv("NAUTILE_OPS", "hopper")
+    assert ops_verb.main(["--device", "cpu", "--json"]) == 0
+    rows = {row["op"]: row for row in json.loads(capsys.readouterr().out)}
+    assert rows["fp8_gemm"]["backend"] == "nothing"
+    assert rows["fp8_gemm"]["passed_over"]["hopper"] == "tensors are on cpu"
+    assert rows["rms_norm"]["backend"] == "cpu"
+    assert "nothing" in ops.dispatch.summary(CPU)
+
+
 def test_ops_refuses_unknown_places_and_types():
     for flags in (["--device", "tpu"], ["--dtype", "int7"]):
         with pytest.raises(UserError):

@@ -72,6 +72,8 @@ ON_FP8 = {
 }
 """Ops whose deciding operand is float8_e4m3fn."""
 BACKENDS = ("hopper", "triton", "cpu", "reference")
+NOTHING = "nothing"
+"""Stands for the backend of an op that cannot run."""
 
 _forced: ContextVar[str | None] = ContextVar("nautile_ops_backend", default=None)
 
@@ -82,7 +84,7 @@ class Choice:
 
     op: str
     backend: str
-    """The backend that runs."""
+    """The backend that runs; "nothing" if the forced one cannot."""
     passed_over: dict[str, str]
     """Faster backend → why it does not run."""
 
@@ -114,7 +116,7 @@ def implementation(op: str, example: torch.Tensor) -> Callable[..., Any]:
 
 def backend_for(op: str, example: torch.Tensor) -> str:
     """Name of the backend that runs `op` for tensors like `example`."""
-    return _choose(op, example.device, example.dtype, forced_backend()).backend
+    return _backend(op, example.device, example.dtype, forced_backend())
 
 
 def choices(device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> list[Choice]:
@@ -131,7 +133,7 @@ def summary(device: str | torch.device = "cpu", dtype: torch.dtype = torch.float
     served: dict[str, int] = {}
     for choice in choices(device, dtype):
         served[choice.backend] = served.get(choice.backend, 0) + 1
-    counts = ", ".join(f"{served[backend]} {backend}" for backend in BACKENDS if backend in served)
+    counts = ", ".join(f"{served[backend]} {backend}" for backend in (*BACKENDS, NOTHING) if backend in served)
     forced = forced_backend()
     return f"kernels on {device}: {counts}" + (f" ({forced} is forced)" if forced else " (nautile ops says why)")
 
@@ -154,8 +156,18 @@ def _known(backend: str) -> str:
 
 @cache
 def _function(op: str, device: torch.device, dtype: torch.dtype, forced: str | None) -> Callable[..., Any]:
+    return getattr(_module(op, _backend(op, device, dtype, forced)), op)
+
+
+def _backend(op: str, device: torch.device, dtype: torch.dtype, forced: str | None) -> str:
     choice = _choose(op, device, dtype, forced)
-    return getattr(_module(op, choice.backend), op)
+    if choice.backend == NOTHING:
+        raise UserError(
+            f"{op} has no backend for {dtype} on {device}",
+            "; ".join(f"{backend}: {reason}" for backend, reason in choice.passed_over.items()),
+            "unset NAUTILE_OPS, or move the tensors to a device and dtype that a backend accepts",
+        )
+    return choice.backend
 
 
 @cache
@@ -170,12 +182,7 @@ def _choose(op: str, device: torch.device, dtype: torch.dtype, forced: str | Non
         if reason is None:
             return Choice(op, backend, passed_over)
         passed_over[backend] = reason
-    reasons = "; ".join(f"{backend}: {reason}" for backend, reason in passed_over.items())
-    raise UserError(
-        f"{op} has no backend for {dtype} on {device}",
-        reasons,
-        "unset NAUTILE_OPS, or move the tensors to a device and dtype that a backend accepts",
-    )
+    return Choice(op, NOTHING, passed_over)
 
 
 def _why_not(op: str, backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
