@@ -102,6 +102,6 @@ def decode(
 
 @cache
 def _library(flags: tuple[str, ...]) -> ctypes.CDLL:
-    library = jit.load_cxx(_FOLDER / "mla.cpp", _FOLDER / "lanes.h", flags=flags)
+    library = jit.load_cxx(_FOLDER / "mla.cpp", _FOLDER / "mla_tiles.h", _FOLDER / "lanes.h", flags=flags)
     library.mla_decode.restype = ctypes.c_int64
     return library
