@@ -16,9 +16,11 @@ def backend_of(op: str) -> str:
 
 def test_the_first_backend_without_a_reason_wins() -> None:
     """On a CPU with a compiler: what is written for CPUs where it exists, the reference elsewhere."""
+    if jit.why_no_cxx():
+        pytest.skip(str(jit.why_no_cxx()))
     for choice in ops.choices():
         _, backends = TABLE[choice.op]
-        assert choice.backend == ("cpu" if "cpu" in backends and not jit.why_no_cxx() else choice.backend)
+        assert choice.backend == ("cpu" if "cpu" in backends else "reference"), choice.op
         assert list(choice.passed_over) == list(backends[: backends.index(choice.backend)])
 
 
@@ -36,8 +38,7 @@ def test_a_device_without_a_fast_backend_gets_the_reference_and_the_reason() -> 
 
 
 def test_a_dtype_without_a_fast_backend_gets_the_reference() -> None:
-    kinds = {choice.backend for choice in ops.choices(dtype=torch.float16) if choice.op in ("rms_norm", "linear")}
-    assert kinds == {"reference"}
+    assert {choice.backend for choice in ops.choices(dtype=torch.float16)} == {"reference"}
 
 
 def test_interpreting_triton_has_to_be_asked_for() -> None:

@@ -30,7 +30,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[Plan]:
         run_fp8_gemm(what)
 
     monkeypatch.setattr(fp8_products, "launch", launch)
-    monkeypatch.setattr(fp8_products, "_multiprocessors", lambda device: 4)
+    monkeypatch.setattr(fp8_products, "multiprocessors", lambda device: 4)
     return plans
 
 
@@ -104,7 +104,7 @@ def test_dense_decoding_makes_its_schedule_and_merges(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(paged_latents, "plan", remember)
     monkeypatch.setattr(paged_latents, "encode", lambda tensor_map: tensor_map)
-    monkeypatch.setattr(paged_latents, "_multiprocessors", lambda device: 3)
+    monkeypatch.setattr(paged_latents, "multiprocessors", lambda device: 3)
     monkeypatch.setattr(paged_latents, "_kernels", lambda device: (Recorded("mla_decode"), Recorded("mla_merge")))
     monkeypatch.setattr(paged_latents, "bind", lambda device: None)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)

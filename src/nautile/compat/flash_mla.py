@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from nautile import ops
+from nautile.compat.device import multiprocessors
 from nautile.ops.split_kv import dense_parts
 from nautile.ops.split_plan import Splits, plan_splits
 
@@ -28,7 +29,6 @@ HEAD_DIMS = (576, 512)
 VALUE_DIM = 512
 PAGE = 64
 """Tokens of a page of the dense cache."""
-SMS_OF_H100 = 132
 
 
 class FlashMLAError(ValueError, RuntimeError):
@@ -278,8 +278,7 @@ def _sparse(
 def _plan(meta: FlashMLASchedMeta, q: Tensor, k_cache: Tensor, lengths: Tensor) -> None:
     """Fill the schedule, without waiting for a device."""
     _, s_q, h_q, _ = q.shape
-    processors = torch.cuda.get_device_properties(q.device).multi_processor_count if q.is_cuda else SMS_OF_H100
-    parts = dense_parts(processors, s_q, h_q, k_cache.shape[2])
+    parts = dense_parts(multiprocessors(q.device), s_q, h_q, k_cache.shape[2])
     meta.splits = plan_splits(lengths, parts)
     meta.tile_scheduler_metadata, meta.num_splits = meta.splits.table_R3, meta.splits.ends_B
 

@@ -5,13 +5,9 @@ The one that changes results is the alignment of groups, which says how their ro
 
 from dataclasses import dataclass
 
-import torch
-
 from nautile.compat.deep_gemm.errors import need
+from nautile.compat.device import multiprocessors
 from nautile.ops.group_layout import ALIGNMENT
-
-SMS_OF_H100 = 132
-"""What `get_num_sms` says where there is no GPU."""
 
 
 @dataclass
@@ -27,21 +23,17 @@ class _Settings:
 _settings = _Settings()
 
 
-def _sms() -> int:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_properties(torch.cuda.current_device()).multi_processor_count
-    return SMS_OF_H100
-
-
 def set_num_sms(num_sms: int) -> None:
     """How many multiprocessors kernels may use; schedules are made for so many."""
-    need(0 <= num_sms <= _sms(), "set_num_sms", f"num_sms must lie in [0, {_sms()}], got {num_sms}")
+    need(
+        0 <= num_sms <= multiprocessors(), "set_num_sms", f"num_sms must lie in [0, {multiprocessors()}], got {num_sms}"
+    )
     _settings.num_sms = num_sms
 
 
 def get_num_sms() -> int:
     """What was set, or the device's number; 132, an H100's, without one."""
-    return _settings.num_sms or _sms()
+    return _settings.num_sms or multiprocessors()
 
 
 def set_tc_util(tc_util: int) -> None:

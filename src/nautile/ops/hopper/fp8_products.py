@@ -9,7 +9,7 @@ from nautile.core.cuda_driver import Kernel, bind, encode
 from nautile.core.jit import compile_cuda
 from nautile.ops.dispatch import forced_backend
 from nautile.ops.fp8_tensor import Fp8Tensor
-from nautile.ops.hopper import unavailable
+from nautile.ops.hopper import multiprocessors, unavailable
 from nautile.ops.hopper.fp8_plan import HEADERS, KERNEL, SOURCE, Plan, Variant, movable, plan
 from nautile.ops.hopper.tiles import Grouping
 
@@ -63,7 +63,7 @@ def _product(
     a, b = (x if (data := movable(x.data)) is x.data else Fp8Tensor(data, x.scale, x.block) for x in (a, b))
     layout = None if layout is None else layout.contiguous()
     c = c if c is None or c.stride(-1) == 1 else c.contiguous()
-    sms = _multiprocessors(out.device)
+    sms = multiprocessors(out.device)
     launch(plan(grouping, a, b, result, sms=sms, layout=layout, c=c, alignment=alignment), out.device)
     return out if result is out else out.copy_(result)
 
@@ -89,8 +89,3 @@ def launch(what: Plan, device: torch.device) -> None:
 def _kernel(variant: Variant, device: torch.device) -> Kernel:
     cubin = compile_cuda(SOURCE, *HEADERS, defines=variant.defines())
     return Kernel(cubin, KERNEL, variant.tile.shared_bytes)
-
-
-@cache
-def _multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count

@@ -8,7 +8,7 @@ from torch import Tensor
 from nautile.core.cuda_driver import Kernel, bind, encode
 from nautile.core.jit import compile_cuda
 from nautile.ops.dispatch import forced_backend
-from nautile.ops.hopper import unavailable
+from nautile.ops.hopper import multiprocessors, unavailable
 from nautile.ops.hopper.mla_plan import HEADERS, KERNEL, MERGE, SHARED_BYTES, SOURCE, plan, why_unfit
 from nautile.ops.split_kv import Splits, dense_parts
 from nautile.ops.split_plan import plan_splits
@@ -48,7 +48,7 @@ def paged_mla_decode(
     q_BSHX, lengths_B = q_BSHX.contiguous(), lengths_B.contiguous()
     table_BW = block_table_BW if block_table_BW.stride(1) == 1 else block_table_BW.contiguous()
     if splits is None:
-        splits = plan_splits(lengths_B, dense_parts(_multiprocessors(device), S, H))
+        splits = plan_splits(lengths_B, dense_parts(multiprocessors(device), S, H))
     R = splits.table_R3.shape[0]
     part_RSHV, part_RSH = lse_BHS.new_empty(R, S, H, v_dim), lse_BHS.new_empty(R, S, H)
     what = plan(q_BSHX, cache_NPGX, table_BW, lengths_B, splits, scale, causal, o_BSHV, lse_BHS, part_RSHV, part_RSH)
@@ -65,8 +65,3 @@ def paged_mla_decode(
 def _kernels(device: torch.device) -> tuple[Kernel, Kernel]:
     cubin = compile_cuda(SOURCE, *HEADERS)
     return Kernel(cubin, KERNEL, SHARED_BYTES), Kernel(cubin, MERGE, 0)
-
-
-@cache
-def _multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count

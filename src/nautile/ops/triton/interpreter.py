@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-LARGEST_E4M3 = 448.0
+from nautile.ops.fp8_tensor import LARGEST
 
 
 @cache
@@ -37,7 +37,7 @@ def repair() -> None:
 
     def to_bits(x: torch.Tensor, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
         if dtype in (tl.float8e4nv, tl.float8e4b8):  # cvt.rn.satfinite
-            x = x.float().clamp(-LARGEST_E4M3, LARGEST_E4M3)
+            x = x.float().clamp(-LARGEST, LARGEST)
         if dtype not in narrow:
             return x.to(plain[dtype]).numpy().reshape(shape)
         width = torch.uint16 if dtype == tl.bfloat16 else torch.uint8

@@ -6,9 +6,8 @@ from torch import Tensor
 from nautile.compat.deep_gemm.errors import need
 from nautile.ops import quantize_fp8
 from nautile.ops.fp8_tensor import LARGEST
+from nautile.ops.reference.quantization import SMALLEST_AMAX
 from nautile.ops.scale_packing import ceil_to_ue8m0, pack_ue8m0, unpack_ue8m0
-
-SMALLEST_AMAX = 1e-4
 
 
 def ceil_div(x: int, y: int) -> int:
